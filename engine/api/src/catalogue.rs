@@ -1,0 +1,101 @@
+//! How operators and connectors offer themselves: one catalogue line each, a name, its options and a constructor.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::{BuildContext, ConfigErrors, Edge, Guarantee, Log, Operator, Receiver, Sink};
+
+/// A built part, or everything wrong with its options.
+pub type Built<T> = Result<T, ConfigErrors>;
+
+/// Constructor of an operator.
+pub type BuildOperator = fn(&Value, &Edge, &BuildContext) -> Built<Box<dyn Operator>>;
+
+/// Constructor of a sink.
+pub type BuildSink = fn(&Value, &[SinkInput], &ConnectContext) -> Built<Box<dyn Sink>>;
+
+/// An operator a pipeline may name.
+#[derive(Clone, Copy, Debug)]
+pub struct OperatorKind {
+    /// Name in YAML.
+    pub name: &'static str,
+    /// One sentence for `--help` and the reference page.
+    pub about: &'static str,
+    /// True when it has a `rejected` port.
+    pub rejects: bool,
+    /// JSON Schema of its options.
+    pub schema: fn() -> Value,
+    /// Checks options against the input and builds one instance. Also called at lint, so it must be cheap.
+    pub build: BuildOperator,
+}
+
+/// What a connector may know when it is built.
+#[derive(Clone, Debug)]
+pub struct ConnectContext {
+    /// Name of the pipeline.
+    pub pipeline: Arc<str>,
+    /// Name of the node.
+    pub node: Arc<str>,
+    /// The node's own directory for durable state of the process.
+    pub data_dir: PathBuf,
+    /// True when the run continues an earlier one; false lets outputs of finite runs be truncated.
+    pub resume: bool,
+}
+
+/// One input of a sink.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SinkInput {
+    /// `node` or `node.port`.
+    pub name: Arc<str>,
+    /// What arrives by it.
+    pub edge: Edge,
+}
+
+/// A log together with what is known about it before it runs.
+pub struct BuiltLog {
+    /// The log.
+    pub log: Box<dyn Log>,
+    /// True when it ends by itself.
+    pub finite: bool,
+}
+
+/// Constructor of a source, by its nature.
+#[derive(Clone, Copy, Debug)]
+pub enum SourceBuild {
+    /// Replays by itself.
+    Log(fn(&Value, &ConnectContext) -> Built<BuiltLog>),
+    /// Needs the journal.
+    Receiver(fn(&Value, &ConnectContext) -> Built<Box<dyn Receiver>>),
+}
+
+/// A source a pipeline may name.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceKind {
+    /// Name in YAML.
+    pub name: &'static str,
+    /// One sentence for `--help` and the reference page.
+    pub about: &'static str,
+    /// JSON Schema of its options.
+    pub schema: fn() -> Value,
+    /// Checks options at lint; touches nothing outside the process.
+    pub check: fn(&Value) -> Built<()>,
+    /// Builds it; connections are made when it is first used.
+    pub build: SourceBuild,
+}
+
+/// A sink a pipeline may name.
+#[derive(Clone, Copy, Debug)]
+pub struct SinkKind {
+    /// Name in YAML.
+    pub name: &'static str,
+    /// One sentence for `--help` and the reference page.
+    pub about: &'static str,
+    /// JSON Schema of its options.
+    pub schema: fn() -> Value,
+    /// Checks options against the inputs at lint; touches nothing outside the process.
+    pub check: fn(&Value, &[SinkInput]) -> Built<Guarantee>,
+    /// Builds it; connections are made when it is first used.
+    pub build: BuildSink,
+}

@@ -1,0 +1,177 @@
+//! Where rows come from: logs, which replay, and receivers, which the journal makes replayable.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use fieldstream_schemas::{PayloadBlock, Position, Reject};
+
+use crate::LogId;
+
+/// What a log says about a partition when it assigns it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Partition number.
+    pub partition: u32,
+    /// Identity of the log.
+    pub log_id: LogId,
+    /// Lowest offset that can still be read.
+    pub first_offset: u64,
+    /// First offset after the end, as known now.
+    pub end_offset: u64,
+}
+
+/// Consecutive payloads of one partition.
+#[derive(Clone, Debug)]
+pub struct LogBatch {
+    /// Partition number.
+    pub partition: u32,
+    /// The source (receiver or log) the payloads came through.
+    pub source: Arc<str>,
+    /// First offset after this batch. A batch holds whole payloads.
+    pub next_offset: u64,
+    /// Append time of the newest payload, microseconds since the epoch; `None` for finite inputs.
+    pub append_us: Option<i64>,
+    /// What is in it.
+    pub payloads: Payloads,
+}
+
+/// Payloads, decoded or not.
+#[derive(Clone, Debug)]
+pub enum Payloads {
+    /// As they came: decoded on the shard.
+    Raw(PayloadBlock),
+    /// Decoded before they were journaled. Positions ascend; rejects carry their bytes.
+    Rows {
+        /// Readings.
+        rows: RecordBatch,
+        /// One per row.
+        positions: Vec<Position>,
+        /// Undecodable payloads.
+        rejects: Vec<Reject>,
+        /// Payload bytes where the receiver keeps them (`keep_raw`).
+        raw: Option<PayloadBlock>,
+    },
+}
+
+impl Payloads {
+    /// Bytes that count against the queue's budget.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Raw(block) => block.data.len() + block.entries.len() * size_of::<fieldstream_schemas::PayloadEntry>(),
+            Self::Rows { rows, positions, rejects, raw } => {
+                rows.get_array_memory_size()
+                    + positions.len() * size_of::<Position>()
+                    + rejects.iter().map(|r| r.payload.len() + 64).sum::<usize>()
+                    + raw.as_ref().map_or(0, |b| b.data.len())
+            }
+        }
+    }
+}
+
+/// What a log reports.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // moved once per batch, and nearly all events are batches
+pub enum LogEvent {
+    /// Partitions are now ours: claim, restore and [`Log::seek`] them; nothing is read before the seek.
+    Assigned(Vec<Assignment>),
+    /// Partitions are no longer ours.
+    Revoked(Vec<u32>),
+    /// Payloads.
+    Batch(LogBatch),
+    /// A finite partition has no more payloads.
+    EndOfInput {
+        /// Partition number.
+        partition: u32,
+        /// First offset after the end.
+        next_offset: u64,
+    },
+}
+
+/// Why a log cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// It will be tried again with backoff.
+    #[error("{context}: {cause}")]
+    Retry {
+        /// What was being done.
+        context: String,
+        /// The client's own words.
+        cause: String,
+    },
+    /// A person must act.
+    #[error("{context}: {cause}")]
+    Fatal {
+        /// What was being done.
+        context: String,
+        /// The client's own words.
+        cause: String,
+    },
+    /// The wanted offset is no longer there.
+    #[error("partition {partition} begins at offset {first_offset}, but offset {wanted} is needed")]
+    Truncated {
+        /// Partition number.
+        partition: u32,
+        /// Offset that was asked for.
+        wanted: u64,
+        /// Lowest offset there is.
+        first_offset: u64,
+    },
+}
+
+/// An ordered, replayable, partitioned input with an identity. Kafka is one, the journal is one, a set of files is one.
+#[async_trait]
+pub trait Log: Send {
+    /// Waits for the next event. Must be safe to drop and call again (it is raced with other events).
+    async fn next(&mut self) -> Result<LogEvent, LogError>;
+
+    /// Reads `partition` from `offset` on. Called once after each assignment, and again on recovery.
+    async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError>;
+
+    /// Everything below `offset` is in a checkpoint: retention, or group offsets, may follow.
+    async fn acknowledge(&mut self, partition: u32, offset: u64) -> Result<(), LogError>;
+
+    /// Stops or resumes delivery of a partition whose queue is full.
+    fn pause(&mut self, partition: u32, paused: bool);
+}
+
+/// Payloads from something that cannot replay.
+#[derive(Debug)]
+pub struct Received {
+    /// Payloads in receive order; offsets in it are placeholders, the journal assigns them.
+    pub block: PayloadBlock,
+    /// Given back to [`Receiver::acknowledge`] when the payloads are durable.
+    pub handle: u64,
+}
+
+/// Why a receiver cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// It will be tried again with backoff.
+    #[error("{context}: {cause}")]
+    Retry {
+        /// What was being done.
+        context: String,
+        /// The client's own words.
+        cause: String,
+    },
+    /// A person must act.
+    #[error("{context}: {cause}")]
+    Fatal {
+        /// What was being done.
+        context: String,
+        /// The client's own words.
+        cause: String,
+    },
+}
+
+/// An input that cannot replay (MQTT, HTTP, ...). The runtime decodes, journals, then acknowledges in receive order.
+#[async_trait]
+pub trait Receiver: Send {
+    /// Waits for payloads; `None` when the input has ended for good. Must be safe to drop and call again.
+    async fn next(&mut self) -> Result<Option<Received>, ReceiveError>;
+
+    /// Everything received up to and with `handle` is durable.
+    async fn acknowledge(&mut self, handle: u64) -> Result<(), ReceiveError>;
+}

@@ -1,0 +1,88 @@
+//! Payloads as a log or receiver hands them over, and what decoding makes of them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+
+use crate::Position;
+
+/// Code of a payload or row that is no reading at all.
+pub const CODE_PARSE: &str = "parse";
+/// Code of a reading whose time cannot be read.
+pub const CODE_TIMESTAMP: &str = "timestamp";
+
+/// One payload of a [`PayloadBlock`].
+#[derive(Clone, Copy, Debug)]
+pub struct PayloadEntry {
+    /// Offset in the log.
+    pub offset: u64,
+    /// First byte in the block's data.
+    pub start: u32,
+    /// Length in bytes.
+    pub len: u32,
+    /// Ingest (append) time in microseconds since the epoch; `None` for finite inputs.
+    pub ingest_us: Option<i64>,
+}
+
+/// Consecutive payloads of one partition in one allocation.
+#[derive(Clone, Debug, Default)]
+pub struct PayloadBlock {
+    /// The bytes of all payloads.
+    pub data: Bytes,
+    /// The payloads in log order.
+    pub entries: Vec<PayloadEntry>,
+    /// Record keys, one per entry, where the log has keys (Kafka).
+    pub keys: Option<Vec<Option<Bytes>>>,
+    /// Topics, one per entry, where device or sensor may come from topic levels (MQTT).
+    pub topics: Option<Vec<Arc<str>>>,
+}
+
+impl PayloadBlock {
+    /// The bytes of entry `index`; empty when it lies outside the data.
+    #[must_use]
+    pub fn payload(&self, index: usize) -> &[u8] {
+        self.entries.get(index).and_then(|e| self.data.get(e.range())).unwrap_or_default()
+    }
+
+    /// The bytes of the payload at log offset `offset`; entries are in offset order.
+    #[must_use]
+    pub fn at_offset(&self, offset: u64) -> Option<Bytes> {
+        let index = self.entries.binary_search_by_key(&offset, |e| e.offset).ok()?;
+        let range = self.entries[index].range();
+        (range.end <= self.data.len()).then(|| self.data.slice(range))
+    }
+}
+
+impl PayloadEntry {
+    /// Where the payload lies in the block's data.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.start as usize..self.start as usize + self.len as usize
+    }
+}
+
+/// What cannot become a row, with all of its bytes: nothing is lost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reject {
+    /// Where it lay; `row` counts rows of the payload, rejected ones included.
+    pub position: Position,
+    /// Stable code, such as [`CODE_PARSE`].
+    pub code: &'static str,
+    /// What is wrong, for a person.
+    pub message: String,
+    /// The undecodable payload, or the undecodable part of it.
+    pub payload: Bytes,
+}
+
+/// Rows and rejects of a block. `rows` has the schema of readings; `positions` has one entry per row, ascending.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// Decoded readings, in payload order.
+    pub rows: RecordBatch,
+    /// Position of each row.
+    pub positions: Vec<Position>,
+    /// What could not be decoded, in payload order.
+    pub rejects: Vec<Reject>,
+}

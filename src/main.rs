@@ -1,0 +1,2 @@
+//! Fieldstream.
+fn main() {}
