@@ -1,0 +1,21 @@
+//! The sources and sinks a pipeline may name.
+
+use fieldstream_engine_api::{SinkKind, SourceKind};
+
+/// One line per source.
+pub static SOURCES: &[SourceKind] = &[];
+
+/// One line per sink.
+pub static SINKS: &[SinkKind] = &[];
+
+/// The source called `name` in YAML.
+#[must_use]
+pub fn find_source(name: &str) -> Option<&'static SourceKind> {
+    SOURCES.iter().find(|kind| kind.name == name)
+}
+
+/// The sink called `name` in YAML.
+#[must_use]
+pub fn find_sink(name: &str) -> Option<&'static SinkKind> {
+    SINKS.iter().find(|kind| kind.name == name)
+}

@@ -1,0 +1,12 @@
+//! The operators a pipeline may name.
+
+use fieldstream_engine_api::OperatorKind;
+
+/// One line per operator, in the order of the documentation.
+pub static OPERATORS: &[OperatorKind] = &[];
+
+/// The operator called `name` in YAML.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static OperatorKind> {
+    OPERATORS.iter().find(|kind| kind.name == name)
+}
