@@ -32,8 +32,8 @@ pub struct Edge {
 /// One output port.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// Port name; `""` is the node itself (`inputs: [node]`), others are written `node.port`.
-    pub name: &'static str,
+    /// Port name; `""` is the node itself (`inputs: [node]`), others are written `node.port`. Some operators let users name ports.
+    pub name: Arc<str>,
     /// What leaves by it.
     pub edge: Edge,
 }
