@@ -99,6 +99,11 @@ pub trait Operator: Send {
         let _ = (tick, devices, slots, out);
     }
 
+    /// Codes it may reject with, so that they are shown with a count of zero before the first one; need not be complete.
+    fn reject_codes(&self) -> Vec<Arc<str>> {
+        Vec::new()
+    }
+
     /// Its keyed states; none for a stateless operator.
     fn states(&mut self) -> Vec<&mut dyn KeyedState> {
         Vec::new()
