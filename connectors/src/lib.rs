@@ -3,3 +3,4 @@
 //! A new connector is one folder here, one line in [`catalogue`] and one live test.
 
 pub mod catalogue;
+mod options;
