@@ -3,3 +3,4 @@
 //! A new operator is one file here, one line in [`catalogue`], its laws and one golden case.
 
 pub mod catalogue;
+pub mod options;
