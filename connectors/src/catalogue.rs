@@ -3,7 +3,10 @@
 use fieldstream_engine_api::{SinkKind, SourceKind};
 
 /// One line per source.
-pub static SOURCES: &[SourceKind] = &[];
+pub static SOURCES: &[SourceKind] = &[
+    #[cfg(feature = "file")]
+    crate::file::source::KIND,
+];
 
 /// One line per sink.
 pub static SINKS: &[SinkKind] = &[];

@@ -3,4 +3,6 @@
 //! A new connector is one folder here, one line in [`catalogue`] and one live test.
 
 pub mod catalogue;
+#[cfg(feature = "file")]
+pub mod file;
 mod options;
