@@ -1,1 +1,19 @@
-//! checkpoint
+//! Checkpoints: saved state and position of a partition, and the protocol that makes them true.
+//!
+//! [`progress`] is the pure protocol. [`store`] keeps claims, checkpoints and decisions in an object store, in which nothing
+//! is ever overwritten: every key is created once, and the key that is created last makes the others true. This room reads
+//! no clock and knows no operator, no connector and no actor. See `docs/adr/0004-delivery-by-marks.md`.
+
+pub mod decisions;
+pub mod error;
+pub mod objects;
+pub mod progress;
+pub mod snapshot;
+pub mod store;
+pub mod tables;
+
+pub use decisions::Decision;
+pub use error::StoreError;
+pub use progress::{Action, Fact, Progress};
+pub use snapshot::{Checkpoint, CheckpointData, CheckpointId, PendingCheckpoint, StateTable, Table};
+pub use store::{CheckpointStore, Claim, PartitionStore, Restored};

@@ -1,0 +1,194 @@
+//! Objects that are created once and never overwritten, and sealed JSON in them.
+//!
+//! On a remote store "create once" is the store's conditional put. On the local disk it is our own: write a temporary file,
+//! fsync it, hard-link it to its name (which fails when the name exists), fsync the directory. So a name appears with its
+//! whole content or not at all, also after power loss.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use crate::StoreError;
+
+/// Folder of temporary files under the root of a local store.
+const TEMPORARY: &str = "tmp";
+
+/// An object store whose keys are created once.
+#[derive(Clone, Debug)]
+pub(crate) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    local: Option<Arc<PathBuf>>,
+    location: Arc<str>,
+}
+
+impl Objects {
+    /// A folder on the local disk, made if need be.
+    pub(crate) fn local(root: &FsPath) -> Result<Self, StoreError> {
+        let location: Arc<str> = root.display().to_string().into();
+        fs::create_dir_all(root.join(TEMPORARY)).map_err(|e| StoreError::io(format!("create {location}"), e))?;
+        let root = root.canonicalize().map_err(|e| StoreError::io(format!("open {location}"), e))?;
+        let store = LocalFileSystem::new_with_prefix(&root).map_err(|e| StoreError::io(format!("open {location}"), e))?;
+        Ok(Self { store: Arc::new(store), local: Some(Arc::new(root)), location })
+    }
+
+    /// Any store with conditional put.
+    pub(crate) fn remote(store: Arc<dyn ObjectStore>) -> Self {
+        let location = store.to_string().into();
+        Self { store, local: None, location }
+    }
+
+    /// Creates one key twice: the second time must be refused.
+    pub(crate) async fn probe(&self) -> Result<(), StoreError> {
+        let key = Path::from_iter(["probe".to_owned(), Uuid::new_v4().to_string()]);
+        self.create(&key, Bytes::from_static(b"first")).await?;
+        let second = self.create(&key, Bytes::from_static(b"second")).await;
+        let read = self.get(&key).await?;
+        self.delete(&key).await?;
+        match (second, read.as_deref()) {
+            (Err(StoreError::Exists(_)), Some(b"first")) => Ok(()),
+            (Err(error @ StoreError::Io { .. }), _) => Err(error),
+            _ => Err(StoreError::Unsuitable { location: self.location.to_string(), what: "it overwrites a key that exists".to_owned() }),
+        }
+    }
+
+    /// Creates `key`, durably.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] when the key exists; nothing is changed then.
+    pub(crate) async fn create(&self, key: &Path, data: Bytes) -> Result<(), StoreError> {
+        if let Some(root) = &self.local {
+            let (root, key) = (Arc::clone(root), key.clone());
+            let context = format!("create {key}");
+            let done = tokio::task::spawn_blocking(move || create_local(&root, &key, &data)).await;
+            return done.map_err(|e| StoreError::io(context, e))?;
+        }
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.store.put_opts(key, data.into(), options).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) => Err(StoreError::Exists(key.to_string())),
+            Err(error) => Err(StoreError::io(format!("create {key}"), error)),
+        }
+    }
+
+    /// The bytes of `key`; `None` when it does not exist.
+    pub(crate) async fn get(&self, key: &Path) -> Result<Option<Bytes>, StoreError> {
+        match self.store.get(key).await {
+            Ok(found) => found.bytes().await.map(Some).map_err(|e| StoreError::io(format!("read {key}"), e)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(StoreError::io(format!("read {key}"), error)),
+        }
+    }
+
+    /// Deletes `key`; a key that is gone already is no error.
+    pub(crate) async fn delete(&self, key: &Path) -> Result<(), StoreError> {
+        match self.store.delete(key).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(StoreError::io(format!("delete {key}"), error)),
+        }
+    }
+
+    /// All keys under `prefix`, sorted.
+    pub(crate) async fn list(&self, prefix: &Path) -> Result<Vec<Path>, StoreError> {
+        let found: Result<Vec<Path>, _> = self.store.list(Some(prefix)).map_ok(|meta| meta.location).try_collect().await;
+        let mut keys = found.map_err(|e| StoreError::io(format!("list {prefix}"), e))?;
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// Removes temporary files that a crash may have left for the folder `prefix`.
+    pub(crate) fn sweep(&self, prefix: &Path) {
+        let Some(root) = &self.local else { return };
+        let wanted = format!("{}~", flat(prefix));
+        for entry in fs::read_dir(root.join(TEMPORARY)).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&wanted) {
+                // A file that stays behind costs disk and nothing else.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// The folder as one file name.
+fn flat(folder: &Path) -> String {
+    folder.as_ref().replace('/', "~")
+}
+
+fn create_local(root: &FsPath, key: &Path, data: &[u8]) -> Result<(), StoreError> {
+    let target = root.join(key.as_ref());
+    let folder = Path::from_iter(key.parts().take(key.parts().count().saturating_sub(1)));
+    let context = |what: &str| format!("{what} {}", target.display());
+    let parent = target.parent().unwrap_or(root);
+    create_folders(root, parent).map_err(|e| StoreError::io(context("create folder of"), e))?;
+    let temporary = root.join(TEMPORARY).join(format!("{}~{}", flat(&folder), Uuid::new_v4()));
+    let written = write_synced(&temporary, data).and_then(|()| fs::hard_link(&temporary, &target));
+    let _ = fs::remove_file(&temporary);
+    match written {
+        Ok(()) => File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::io(context("sync folder of"), e)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::Exists(key.to_string())),
+        Err(error) => Err(StoreError::io(context("create"), error)),
+    }
+}
+
+fn write_synced(path: &FsPath, data: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(data)?;
+    file.sync_all()
+}
+
+/// Makes `folder` and what is missing above it, each entry durable in its parent.
+fn create_folders(root: &FsPath, folder: &FsPath) -> io::Result<()> {
+    if folder == root || folder.is_dir() {
+        return Ok(());
+    }
+    let Some(parent) = folder.parent() else { return Ok(()) };
+    create_folders(root, parent)?;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::open(parent)?.sync_all(),
+    }
+}
+
+/// A name as one path segment: letters, digits, `-`, `_` and inner dots stay, every other byte becomes `=XX`.
+pub(crate) fn segment(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for (i, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' || (byte == b'.' && i > 0) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("={byte:02X}"));
+        }
+    }
+    out
+}
+
+/// JSON under a checksum: a first line `fieldstream 1 <crc32> <length>`, then the JSON. Any changed byte is found.
+pub(crate) fn seal<T: Serialize>(key: &Path, value: &T) -> Result<Bytes, StoreError> {
+    let json = serde_json::to_vec(value).map_err(|e| StoreError::Encode { key: key.to_string(), cause: e.to_string() })?;
+    let mut out = header(&json).into_bytes();
+    out.extend_from_slice(&json);
+    Ok(out.into())
+}
+
+fn header(json: &[u8]) -> String {
+    format!("fieldstream 1 {:08x} {}\n", crc32fast::hash(json), json.len())
+}
+
+/// Reads what [`seal`] wrote.
+pub(crate) fn unseal<T: DeserializeOwned>(key: &Path, data: &[u8]) -> Result<T, StoreError> {
+    let split = data.iter().position(|b| *b == b'\n').map_or(data.len(), |at| at + 1);
+    let (head, json) = data.split_at(split);
+    if head != header(json).as_bytes() {
+        return Err(StoreError::damaged(key, "checksum or length is wrong"));
+    }
+    serde_json::from_slice(json).map_err(|e| StoreError::damaged(key, format!("unknown form: {e}")))
+}
