@@ -55,6 +55,30 @@ impl PayloadBlock {
     }
 }
 
+impl PayloadBlock {
+    /// Takes off the payloads below log offset `offset`; `None` if there are none. The bytes are shared, not copied.
+    #[must_use]
+    pub fn split_below(&mut self, offset: u64) -> Option<Self> {
+        let count = self.entries.partition_point(|e| e.offset < offset);
+        if count == 0 {
+            return None;
+        }
+        let entries = self.entries.split_off(count);
+        Some(Self {
+            data: self.data.clone(),
+            entries: std::mem::replace(&mut self.entries, entries),
+            keys: self.keys.as_mut().map(|keys| split_front(keys, count)),
+            topics: self.topics.as_mut().map(|topics| split_front(topics, count)),
+        })
+    }
+}
+
+/// Leaves the items from `count` on in `items` and gives those before.
+fn split_front<T>(items: &mut Vec<T>, count: usize) -> Vec<T> {
+    let rest = items.split_off(count);
+    std::mem::replace(items, rest)
+}
+
 impl PayloadEntry {
     /// Where the payload lies in the block's data.
     #[must_use]

@@ -70,6 +70,31 @@ impl Payloads {
     }
 }
 
+impl LogBatch {
+    /// Cuts the batch before the payload at log offset `offset`: what lies below it (`None` if nothing does), and the rest.
+    #[must_use]
+    pub fn split_at(mut self, offset: u64) -> (Option<Self>, Self) {
+        let below = match &mut self.payloads {
+            Payloads::Raw(block) => block.split_below(offset).map(Payloads::Raw),
+            Payloads::Rows { rows, positions, rejects, raw } => {
+                let row = positions.partition_point(|p| p.offset < offset);
+                let reject = rejects.partition_point(|r| r.position.offset < offset);
+                (row + reject > 0).then(|| {
+                    let rest = positions.split_off(row);
+                    let below_rows = rows.slice(0, row);
+                    *rows = rows.slice(row, rest.len());
+                    let rest_rejects = rejects.split_off(reject);
+                    let below = std::mem::replace(positions, rest);
+                    let below_rejects = std::mem::replace(rejects, rest_rejects);
+                    Payloads::Rows { rows: below_rows, positions: below, rejects: below_rejects, raw: raw.clone() }
+                })
+            }
+        };
+        let below = below.map(|payloads| Self { payloads, next_offset: offset, source: Arc::clone(&self.source), ..self });
+        (below, self)
+    }
+}
+
 /// What a log reports.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // moved once per batch, and nearly all events are batches
