@@ -3,4 +3,6 @@
 //! A new operator is one file here, one line in [`catalogue`], its laws and one golden case.
 
 pub mod catalogue;
+pub mod expr;
+mod expr_functions;
 pub mod options;
