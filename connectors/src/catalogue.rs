@@ -6,6 +6,8 @@ use fieldstream_engine_api::{SinkKind, SourceKind};
 pub static SOURCES: &[SourceKind] = &[
     #[cfg(feature = "file")]
     crate::file::source::KIND,
+    #[cfg(feature = "generator")]
+    crate::generator::SOURCE,
 ];
 
 /// One line per sink.

@@ -5,4 +5,6 @@
 pub mod catalogue;
 #[cfg(feature = "file")]
 pub mod file;
+#[cfg(feature = "generator")]
+pub mod generator;
 mod options;
