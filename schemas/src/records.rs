@@ -1,5 +1,11 @@
 //! Records that leave a pipeline besides readings: alerts, predictions and dead letters.
 
+mod alert;
+mod prediction;
+
+pub use alert::{Alert, AlertBuilder};
+pub use prediction::{Prediction, PredictionBuilder};
+
 use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};

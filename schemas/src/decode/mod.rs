@@ -1,19 +1,79 @@
-//! Wire formats to rows and rejects.
+//! Wire formats to rows and rejects: every reading of a payload becomes a row or a reject, and nothing panics.
+
+mod config;
+mod intern;
+mod json;
+mod object;
+mod output;
+mod parts;
+mod rows;
+mod scan;
+mod time;
+
+pub use config::{DecodeConfig, Delimiter, Fields, Format, Part, QualityConfig, TimestampUnit, Unknown, ValueForm};
 
 use arrow::array::RecordBatch;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use crate::{Decoded, PayloadBlock, readings_schema};
-
-/// The `decode:` section of a source.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DecodeConfig {}
+use self::json::JsonReader;
+use self::object::{CANONICAL, ObjectReader, member_paths};
+use self::output::{Accounts, Output, Payload};
+use self::parts::{Checks, Fault, Surroundings};
+use self::rows::Columns;
+use crate::{Decoded, PayloadBlock, PayloadEntry, readings_schema};
 
 /// Turns payload blocks of one source into rows and rejects. Keeps caches between blocks; results do not depend on them.
 #[derive(Debug)]
-pub struct Decoder {}
+pub struct Decoder {
+    reader: Reader,
+    device: Option<Origin>,
+    sensor: Option<Origin>,
+    columns: Columns,
+}
+
+#[derive(Debug)]
+enum Reader {
+    Json(Box<JsonReader>),
+}
+
+/// Where a name comes from, if not from the payload's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    Topic(usize),
+    Key,
+    Always(Box<str>),
+}
+
+impl Origin {
+    fn parse(text: Option<&String>, pointer: &str) -> Result<Option<Self>, (String, String)> {
+        let Some(text) = text else { return Ok(None) };
+        if text == "key" {
+            return Ok(Some(Self::Key));
+        }
+        if let Some(name) = text.strip_prefix('=').filter(|n| !n.is_empty()) {
+            return Ok(Some(Self::Always(name.into())));
+        }
+        let level = text.strip_prefix("topic[").and_then(|t| t.strip_suffix(']')).and_then(|n| n.parse().ok());
+        let wrong = || (pointer.to_owned(), format!("'{text}' is not understood; write topic[1], key or =name"));
+        level.map(|l| Some(Self::Topic(l))).ok_or_else(wrong)
+    }
+
+    /// The name for entry `index`; an error where the payload's surroundings do not hold it.
+    fn name<'a>(&'a self, block: &'a PayloadBlock, index: usize) -> Result<&'a [u8], Fault> {
+        match self {
+            Self::Always(name) => Ok(name.as_bytes()),
+            Self::Topic(level) => {
+                let topic = block.topics.as_ref().and_then(|t| t.get(index));
+                let name = topic.and_then(|t| t.split('/').nth(*level)).filter(|n| !n.is_empty());
+                name.map(str::as_bytes).ok_or(Fault::Syntax("the topic has no such level"))
+            }
+            Self::Key => {
+                let key = block.keys.as_ref().and_then(|k| k.get(index)).and_then(Option::as_ref);
+                let name = key.and_then(|k| std::str::from_utf8(k).ok()).filter(|n| !n.is_empty());
+                name.map(str::as_bytes).ok_or(Fault::Syntax("the record has no key that is text"))
+            }
+        }
+    }
+}
 
 impl Decoder {
     /// A decoder for `config`.
@@ -21,13 +81,91 @@ impl Decoder {
     /// # Errors
     /// A JSON pointer into the configuration and what is wrong there.
     pub fn new(config: &DecodeConfig) -> Result<Self, (String, String)> {
-        let _ = config;
-        Ok(Self {})
+        let device = Origin::parse(config.device.as_ref(), "/device")?;
+        let sensor = Origin::parse(config.sensor.as_ref(), "/sensor")?;
+        let (good, uncertain) = (config.quality.good, config.quality.uncertain);
+        if !(good.is_finite() && uncertain.is_finite() && uncertain <= good) {
+            return Err(("/quality".into(), "good and uncertain must be numbers, and uncertain not above good".into()));
+        }
+        if config.wide && config.required.iter().any(|p| matches!(p, Part::SensorType | Part::Unit)) {
+            return Err(("/required".into(), "a wide payload has no sensorType and no unit; leave them out".into()));
+        }
+        let reader = Reader::new(config, device.is_some(), sensor.is_some())?;
+        Ok(Self { reader, device, sensor, columns: Columns::default() })
     }
 
     /// Decodes all payloads of `block`. Never fails: what is no reading becomes a reject with its bytes.
+    ///
+    /// Every payload yields at least one row or reject.
     pub fn decode(&mut self, block: &PayloadBlock) -> Decoded {
-        let _ = block;
-        Decoded { rows: RecordBatch::new_empty(readings_schema()), positions: Vec::new(), rejects: Vec::new() }
+        // One check for the whole block is many times faster than one for each payload.
+        let text = std::str::from_utf8(&block.data).ok();
+        let accounts = Accounts { data: &block.data, positions: Vec::with_capacity(block.entries.len()), rejects: Vec::new(), row: 0 };
+        let mut out = Output { columns: &mut self.columns, accounts };
+        for (index, entry) in block.entries.iter().enumerate() {
+            let mut payload = locate(block, entry, text);
+            out.accounts.row = 0;
+            let device = self.device.as_ref().map(|o| o.name(block, index)).transpose();
+            let sensor = self.sensor.as_ref().map(|o| o.name(block, index)).transpose();
+            match (device, sensor) {
+                _ if payload.bytes().is_empty() => out.reject(&payload, Fault::Syntax("the payload is empty"), payload.start, payload.end),
+                (Err(fault), _) | (_, Err(fault)) => out.reject(&payload, fault, payload.start, payload.end),
+                (Ok(device), Ok(sensor)) => {
+                    payload.around.device = device;
+                    payload.around.sensor = sensor;
+                    self.reader.payload(&payload, &mut out);
+                }
+            }
+        }
+        let Accounts { positions, rejects, .. } = out.accounts;
+        let rows = self.columns.finish().unwrap_or_else(|error| {
+            // The columns are equally long and their bytes checked; a defect here must not look like an empty input.
+            debug_assert!(false, "columns of a block: {error}");
+            RecordBatch::new_empty(readings_schema())
+        });
+        Decoded { rows, positions, rejects }
     }
 }
+
+/// Where `entry` lies; a range outside of the data is empty.
+fn locate<'a>(block: &'a PayloadBlock, entry: &PayloadEntry, text: Option<&str>) -> Payload<'a> {
+    let range = entry.range();
+    let range = if block.data.get(range.clone()).is_some() { range } else { 0..0 };
+    let utf8 = match text {
+        Some(text) => text.is_char_boundary(range.start) && text.is_char_boundary(range.end),
+        None => std::str::from_utf8(block.data.get(range.clone()).unwrap_or_default()).is_ok(),
+    };
+    let around = Surroundings { ingest: entry.ingest_us, ..Surroundings::default() };
+    Payload { data: &block.data, start: range.start, end: range.end, offset: entry.offset, utf8, around }
+}
+
+impl Reader {
+    fn new(config: &DecodeConfig, device: bool, sensor: bool) -> Result<Self, (String, String)> {
+        let checks = Checks::new(config);
+        match config.format {
+            Format::Json => {
+                let paths = member_paths(&config.fields, device, sensor, config.wide);
+                let object = ObjectReader::new(&paths, config.wide, config.unknown == Unknown::Tags)?;
+                Ok(Self::Json(Box::new(JsonReader { object, checks })))
+            }
+            Format::Canonical => {
+                let fields = Fields::default();
+                let mut paths = member_paths(&fields, device, sensor, false);
+                paths.extend(CANONICAL);
+                Ok(Self::Json(Box::new(JsonReader { object: ObjectReader::new(&paths, false, false)?, checks })))
+            }
+            Format::SenmlJson | Format::Csv | Format::ArrowIpc => {
+                Err(("/format".into(), "this format cannot be read yet; choose json or canonical".into()))
+            }
+        }
+    }
+
+    fn payload(&mut self, payload: &Payload<'_>, out: &mut Output<'_>) {
+        match self {
+            Self::Json(reader) => reader.payload(payload, out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
