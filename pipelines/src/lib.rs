@@ -1,1 +1,22 @@
-//! pipelines
+//! YAML to plan to running pipeline: names, checks and wiring, no algorithms.
+//!
+//! The way of a file: [`document`] (text to a tree with places, references resolved), [`nodes`] (sections to typed
+//! configuration), [`plan`] (names to ports, every edge's schema, all errors at once), [`build`] (constructors).
+
+pub mod build;
+pub mod config;
+pub mod document;
+pub mod load;
+pub mod nodes;
+pub mod plan;
+pub mod problem;
+pub mod substitute;
+mod wiring;
+pub mod yaml;
+
+pub use build::{BuildOptions, build};
+pub use load::{Loaded, load, load_text};
+pub use nodes::Catalogue;
+pub use plan::Plan;
+pub use problem::{Problem, Problems, Severity};
+pub use substitute::Environment;

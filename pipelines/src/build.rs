@@ -1,0 +1,112 @@
+//! A plan to a running pipeline's parts: the only file that calls constructors of concrete connectors.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fieldstream_engine_api::catalogue::SourceBuild;
+use fieldstream_engine_api::{BuildContext, ConnectContext, SinkInput};
+use fieldstream_runtime::spec::{GraphSpec, Input, OperatorSpec, PipelineParts, PipelineSpec, SinkBox, SinkSpec, SourceSpec};
+use fieldstream_schemas::decode::Decoder;
+use fieldstream_schemas::time::parse_duration;
+use serde_json::Value;
+
+use crate::plan::{Plan, PlannedOperator, PlannedSink, PlannedSource};
+use crate::problem::Problems;
+
+/// What a run decides, not the file.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// The node's directory for durable state.
+    pub data_dir: PathBuf,
+    /// True when the run continues an earlier one; false lets outputs of finite runs be truncated.
+    pub resume: bool,
+}
+
+/// Builds the connectors of `plan`. Nothing is connected yet.
+///
+/// # Errors
+/// What constructors say about options that their check let pass, at their places.
+pub fn build(plan: &Plan, options: &BuildOptions) -> Result<PipelineParts, Problems> {
+    let mut problems = Vec::new();
+    let input = input(plan, options, &mut problems);
+    let mut sinks = Vec::new();
+    for sink in &plan.sinks {
+        let inputs: Vec<SinkInput> = sink.inputs.iter().map(|(_, input)| input.clone()).collect();
+        match (sink.kind.build)(&sink.options, &inputs, &context(plan, &sink.name, options)) {
+            Ok(built) => sinks.push(SinkBox(built)),
+            Err(errors) => problems.extend(plan.document.problems(&sink.options_at, &errors)),
+        }
+    }
+    match input {
+        Some(input) if problems.is_empty() => Ok(PipelineParts { spec: spec(plan), input, sinks }),
+        _ => Err(problems),
+    }
+}
+
+/// The plan as the runtime takes it, without connections.
+#[must_use]
+pub fn spec(plan: &Plan) -> PipelineSpec {
+    PipelineSpec {
+        name: Arc::clone(&plan.name),
+        sources: plan.sources.iter().map(source_spec).collect(),
+        graph: GraphSpec {
+            operators: plan.operators.iter().map(operator_spec).collect(),
+            sinks: plan.sinks.iter().map(sink_spec).collect(),
+        },
+        time: plan.time,
+        checkpoint: plan.checkpoint,
+        turn: plan.turn,
+        max_active_devices: plan.max_active_devices,
+    }
+}
+
+fn context(plan: &Plan, node: &Arc<str>, options: &BuildOptions) -> ConnectContext {
+    ConnectContext { pipeline: Arc::clone(&plan.name), node: Arc::clone(node), data_dir: options.data_dir.clone(), resume: options.resume }
+}
+
+fn input(plan: &Plan, options: &BuildOptions, problems: &mut Problems) -> Option<Input> {
+    let mut receivers = Vec::new();
+    for (index, source) in plan.sources.iter().enumerate() {
+        let context = context(plan, &source.name, options);
+        match source.kind.build {
+            SourceBuild::Log(build) => match build(&source.options, &context) {
+                Ok(built) => return Some(Input::Log { log: built.log, finite: built.finite }),
+                Err(errors) => problems.extend(plan.document.problems(&source.options_at, &errors)),
+            },
+            SourceBuild::Receiver(build) => match build(&source.options, &context) {
+                Ok(receiver) => receivers.push((index, receiver)),
+                Err(errors) => problems.extend(plan.document.problems(&source.options_at, &errors)),
+            },
+        }
+    }
+    problems.is_empty().then_some(Input::Receivers(receivers))
+}
+
+fn source_spec(source: &PlannedSource) -> SourceSpec {
+    let decode = source.decode.clone();
+    // The planner has built a decoder of this configuration.
+    let decoder = move || Decoder::new(&decode).unwrap_or_else(|_| unreachable!("checked by the planner"));
+    SourceSpec { name: Arc::clone(&source.name), decoder: Arc::new(decoder) }
+}
+
+fn operator_spec(operator: &PlannedOperator) -> OperatorSpec {
+    let (build, options, edge) = (operator.kind.build, operator.options.clone(), operator.input.clone());
+    OperatorSpec {
+        name: Arc::clone(&operator.name),
+        kind: operator.kind.name,
+        inputs: operator.inputs.clone(),
+        factory: Arc::new(move |context: &BuildContext| build(&options, &edge, context)),
+    }
+}
+
+fn sink_spec(sink: &PlannedSink) -> SinkSpec {
+    SinkSpec { name: Arc::clone(&sink.name), inputs: sink.inputs.clone(), gather: sink.gather, dead_letter: sink.dead_letter }
+}
+
+/// Rows and time a `batch` operator asks a turn to wait for: its `max_rows` and `max_wait`, which its own check has accepted.
+pub(crate) fn batch_limits(options: &Value) -> (usize, Duration) {
+    let rows = options.get("max_rows").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+    let wait = options.get("max_wait").and_then(Value::as_str).and_then(parse_duration);
+    (rows.unwrap_or(1), wait.unwrap_or(Duration::from_millis(100)))
+}
