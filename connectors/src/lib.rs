@@ -7,4 +7,8 @@ pub mod catalogue;
 pub mod file;
 #[cfg(feature = "generator")]
 pub mod generator;
+#[cfg(feature = "mqtt")]
+pub mod mqtt;
 mod options;
+#[cfg(any(feature = "kafka", feature = "mqtt"))]
+mod secret;
