@@ -8,7 +8,7 @@ use fieldstream_engine_api::Mark;
 use crate::CheckpointId;
 
 /// Something that has happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
     /// A turn's output was released to the sinks; everything below `mark` has been processed.
     TurnDone {
@@ -48,7 +48,7 @@ pub enum Fact {
 }
 
 /// Something to be done, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Copy the state now, between two turns; answer with [`Fact::SnapshotTaken`].
     TakeSnapshot,

@@ -15,7 +15,7 @@ const fn id(number: u64) -> CheckpointId {
 
 fn run(progress: &mut Progress, steps: Vec<(Fact, Vec<Action>)>) {
     for (number, (fact, expected)) in steps.into_iter().enumerate() {
-        assert_eq!(progress.on(fact.clone()), expected, "step {number}: {fact:?}");
+        assert_eq!(progress.on(fact), expected, "step {number}: {fact:?}");
     }
 }
 
