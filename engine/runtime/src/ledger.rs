@@ -112,7 +112,8 @@ impl Ledger {
     #[must_use]
     pub fn new(now: &Totals, settled: &Totals, sinks: &[SinkTotals]) -> Self {
         let inputs_balance = now.received == now.accounted() && settled.received == settled.accounted();
-        let sinks_balance = sinks.iter().zip(&now.offered).all(|(sink, offered)| sink.delivered + sink.refused + sink.in_flight == *offered);
+        let sinks_balance =
+            sinks.iter().zip(&now.offered).all(|(sink, offered)| sink.delivered + sink.refused + sink.in_flight == *offered);
         let named = |count: fn(&SinkTotals) -> u64| sinks.iter().filter(|s| !s.dead_letter).map(move |s| (Arc::clone(&s.name), count(s)));
         Self {
             received: now.received,

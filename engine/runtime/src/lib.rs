@@ -1,3 +1,22 @@
 //! Order and failure: shards host partitions, partitions host device actors and run the graph, sinks get rows and marks.
 
+mod assign;
+mod checkpointing;
+pub mod clock;
+mod dead_letters;
+pub mod decisions;
+pub mod engine;
+pub mod event;
+pub mod graph;
+pub mod ingress;
+pub mod ledger;
+pub mod partition;
+pub mod pipeline;
+pub mod queue;
+pub mod shard;
+pub mod sink_task;
+pub mod snapshot;
 pub mod spec;
+pub mod status;
+pub mod time;
+mod tmp_json;

@@ -1,0 +1,214 @@
+//! Taking a partition over: claim, fence and read marks, restore, adopt, re-inject decisions, seek.
+
+use std::sync::Arc;
+
+use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
+use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey};
+use tokio::sync::oneshot;
+
+use crate::ledger::Totals;
+use crate::partition::Partition;
+use crate::pipeline::{Coordinator, PipelineError};
+use crate::queue::PartitionQueue;
+use crate::shard::{Host, Remove};
+use crate::sink_task::SinkWork;
+use crate::status::PartitionStatus;
+
+/// A restart from one checkpoint after so many crashes in a row is said loudly.
+const SUSPICIOUS_RESTARTS: u32 = 3;
+
+/// A partition this coordinator owns.
+pub(crate) struct Owned {
+    pub(crate) queue: Arc<PartitionQueue>,
+    pub(crate) generation: Generation,
+    pub(crate) store: PartitionStore,
+    pub(crate) progress: Progress,
+    pub(crate) next_checkpoint: u64,
+    pub(crate) snapshot: Option<CheckpointData>,
+    pub(crate) pending: Option<PendingCheckpoint>,
+    pub(crate) acknowledge: Option<u64>,
+    /// What turns will have reached when the queue is empty.
+    pub(crate) enqueued: Mark,
+    pub(crate) paused: bool,
+    pub(crate) ended: bool,
+    pub(crate) drain_asked: bool,
+    pub(crate) drained: bool,
+    pub(crate) has_devices: bool,
+    pub(crate) quiet_ticks: u64,
+    /// Where the journal ended when its receivers had ended.
+    pub(crate) end_offset: Option<u64>,
+    assignment: Assignment,
+    /// Position of the last panic recovered from.
+    recovered_at: Option<Mark>,
+}
+
+impl Coordinator<'_> {
+    pub(crate) async fn assign(&mut self, assignment: Assignment) -> Result<(), PipelineError> {
+        let partition = assignment.partition;
+        let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
+        let store = self.engine.store.partition(&key);
+        let claim = store.claim().await?;
+        if claim.restarts >= SUSPICIOUS_RESTARTS {
+            tracing::warn!(partition = %key, restarts = claim.restarts, "the process has ended several times since this checkpoint; a row may be killing it");
+        }
+        let marks = self.open_sinks(&key, claim.generation).await?;
+        let restored = store.latest().await?;
+        restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
+        let mut hosted = Partition::new(&self.spec, &key, assignment.first_offset).map_err(|errors| PipelineError::Build(join(&errors)))?;
+        if let Some(checkpoint) = &restored.checkpoint {
+            hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
+        }
+        let start = hosted.complete_to();
+        check_positions(&assignment, start, &marks)?;
+        let decisions = store.decisions_from(start.next_decision).await?;
+        let decided = start.next_decision + decisions.len() as u64;
+        store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
+        let ended = decisions.iter().any(|d| d.kind == crate::decisions::END_OF_INPUT && d.position.offset >= assignment.end_offset);
+        hosted.set_replay(decisions);
+        let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
+        let progress = Progress::new(start, sink_marks, restored.kept, self.spec.checkpoint.keep);
+        if let Some(oldest) = progress.oldest() {
+            self.log.acknowledge(partition, oldest.next_offset).await?;
+        }
+        self.show(&key, &hosted, &marks);
+        let queue = Arc::new(PartitionQueue::default());
+        self.show_queue(partition, &queue);
+        let owned = Owned {
+            queue: Arc::clone(&queue),
+            generation: claim.generation,
+            store,
+            progress,
+            next_checkpoint: 0,
+            snapshot: None,
+            pending: None,
+            acknowledge: None,
+            enqueued: Mark { next_decision: decided, ..start },
+            paused: false,
+            ended,
+            drain_asked: false,
+            drained: false,
+            has_devices: hosted.slots().active_devices() > 0,
+            quiet_ticks: 0,
+            end_offset: None,
+            recovered_at: self.owned.get(&partition).and_then(|o| o.recovered_at),
+            assignment,
+        };
+        self.owned.insert(partition, owned);
+        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet: self.outlet.clone() };
+        self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
+        self.log.seek(partition, start.next_offset).await?;
+        tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
+        Ok(())
+    }
+
+    async fn open_sinks(&self, key: &PartitionKey, generation: Generation) -> Result<Vec<Option<Committed>>, PipelineError> {
+        let mut marks = Vec::with_capacity(self.sinks.len());
+        for sink in &self.sinks {
+            let (reply, opened) = oneshot::channel();
+            let asked = sink.work.send(SinkWork::Open { key: key.clone(), generation, reply });
+            asked.map_err(|_| PipelineError::Gone("a sink task"))?;
+            let mark = opened.await.map_err(|_| PipelineError::Gone("a sink task"))?;
+            marks.push(mark.map_err(|error| PipelineError::Sink { sink: Arc::clone(&sink.name), error })?);
+        }
+        Ok(marks)
+    }
+
+    fn show(&self, key: &PartitionKey, hosted: &Partition, marks: &[Option<Committed>]) {
+        let mut inner = self.status.lock();
+        let totals: Totals = hosted.totals().clone();
+        for ((sink, offered), mark) in inner.sinks.iter_mut().zip(&totals.offered).zip(marks) {
+            sink.accounted += offered;
+            sink.refused.insert(key.partition, mark.as_ref().map_or(0, |m| m.refused));
+        }
+        inner.operators = hosted.graph().counts().map(|(name, kind, _)| (Arc::clone(name), kind)).collect();
+        let status = PartitionStatus {
+            log_id: key.log_id.clone(),
+            queue: Arc::default(),
+            complete_to: hosted.complete_to(),
+            read_to: hosted.complete_to().next_offset,
+            settled: totals.clone(),
+            now: totals,
+            unsettled: std::collections::VecDeque::new(),
+            counts: Vec::new(),
+            active_devices: hosted.slots().active_devices(),
+            checkpoint: None,
+            checkpoint_at_s: None,
+        };
+        inner.partitions.insert(key.partition, status);
+    }
+
+    fn show_queue(&self, partition: u32, queue: &Arc<PartitionQueue>) {
+        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+            status.queue = Arc::clone(queue);
+        }
+    }
+
+    /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner.
+    pub(crate) async fn revoke(&mut self, partition: u32) {
+        let Some(owned) = self.owned.remove(&partition) else { return };
+        owned.queue.clear();
+        // A shard that is gone hosts nothing.
+        let _ = self.engine.shard_of(self.number, partition).send(Remove { id: (self.number, partition) }).await;
+        for sink in &self.sinks {
+            let _ = sink.work.send(SinkWork::Forget { partition });
+        }
+        self.forget_status(partition);
+    }
+
+    fn forget_status(&self, partition: u32) {
+        let mut inner = self.status.lock();
+        let Some(status) = inner.partitions.remove(&partition) else { return };
+        for (sink, offered) in inner.sinks.iter_mut().zip(&status.now.offered) {
+            let refused = sink.refused.remove(&partition).unwrap_or_default();
+            sink.accounted = sink.accounted.saturating_sub(*offered);
+            tracing::debug!(sink = %sink.name, refused, "partition {partition} is no longer counted here");
+        }
+    }
+
+    /// A turn panicked: the partition goes back to its checkpoint and replays; a second panic at the same place ends the
+    /// pipeline.
+    pub(crate) async fn recover(&mut self, partition: u32, node: String, message: String) -> Result<(), PipelineError> {
+        let at = self.status.lock().partitions.get(&partition).map(|s| s.complete_to);
+        let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
+        if owned.recovered_at.is_some() && owned.recovered_at == at {
+            return Err(PipelineError::Panic { partition, node, message });
+        }
+        tracing::error!(pipeline = %self.spec.name, partition, node, "an operator panicked: {message}; restoring the partition from its checkpoint");
+        owned.recovered_at = at;
+        let assignment = owned.assignment.clone();
+        self.status.lock().restarts += 1;
+        let recovered_at = owned.recovered_at;
+        self.revoke(partition).await;
+        self.assign(assignment).await?;
+        if let Some(owned) = self.owned.get_mut(&partition) {
+            owned.recovered_at = recovered_at;
+        }
+        Ok(())
+    }
+
+    /// Notes where the journal ends for each partition, now that nothing more is appended.
+    pub(crate) fn read_journal_end(&mut self) {
+        // Wired together with the journal's own end offsets.
+    }
+}
+
+fn check_positions(assignment: &Assignment, start: Mark, marks: &[Option<Committed>]) -> Result<(), PipelineError> {
+    let partition = assignment.partition;
+    if start.next_offset < assignment.first_offset {
+        let (wanted, first_offset) = (start.next_offset, assignment.first_offset);
+        return Err(LogError::Truncated { partition, wanted, first_offset }.into());
+    }
+    let furthest = marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset);
+    if furthest > assignment.end_offset {
+        let what = format!(
+            "output was committed up to offset {furthest}, but the log ends at {}; it is not the log it was. Point the pipeline at the right log, or start anew with another pipeline name",
+            assignment.end_offset
+        );
+        return Err(PipelineError::Position { partition, what });
+    }
+    Ok(())
+}
+
+fn join(errors: &[fieldstream_engine_api::ConfigError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

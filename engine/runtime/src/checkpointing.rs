@@ -1,0 +1,125 @@
+//! The coordinator's effects for the checkpoint protocol: it asks [`Progress`](fieldstream_checkpoint::Progress) and does as told.
+
+use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PendingCheckpoint, StoreError};
+use fieldstream_engine_api::Mark;
+
+use crate::event::Event;
+use crate::pipeline::{Coordinator, PipelineError};
+use crate::queue::Work;
+
+impl Coordinator<'_> {
+    /// Tells every partition's protocol a fact.
+    pub(crate) fn all_progress(&mut self, fact: impl Fn(u32) -> Fact) {
+        let partitions: Vec<u32> = self.owned.keys().copied().collect();
+        partitions.into_iter().for_each(|partition| self.progress(partition, fact(partition)));
+    }
+
+    /// Tells a partition's protocol a fact and starts what it asks for.
+    pub(crate) fn progress(&mut self, partition: u32, fact: Fact) {
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        let actions = owned.progress.on(fact);
+        let settled = owned.progress.settled();
+        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+            status.settle(settled);
+        }
+        for action in actions {
+            self.act(partition, action);
+        }
+    }
+
+    fn act(&mut self, partition: u32, action: Action) {
+        let events = self.outlet.events.clone();
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        let (store, generation) = (owned.store.clone(), owned.generation);
+        match action {
+            Action::TakeSnapshot => {
+                if owned.queue.push(Work::Snapshot) {
+                    self.send_token(partition);
+                }
+            }
+            Action::StoreSnapshot { .. } => {
+                let Some(data) = owned.snapshot.take() else { return };
+                let number = owned.next_checkpoint;
+                owned.next_checkpoint += 1;
+                tokio::spawn(async move {
+                    let result = store.write(generation, number, &data).await;
+                    // The coordinator is gone only when the pipeline has ended.
+                    let _ = events.send(Event::Stored { partition, result });
+                });
+            }
+            Action::StoreManifest { at } => {
+                let Some(pending) = owned.pending.take() else { return };
+                tokio::spawn(async move {
+                    let result = store.commit(&pending).await;
+                    let _ = events.send(Event::Committed { partition, at, result });
+                });
+            }
+            Action::Prune { keep } => {
+                let pipeline = self.spec.name.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = store.prune(generation, keep).await {
+                        tracing::warn!(%pipeline, partition, "old checkpoints could not be deleted: {error}");
+                    }
+                });
+            }
+            Action::Acknowledge { offset } => owned.acknowledge = Some(offset),
+            Action::Drained => owned.drained = true,
+        }
+    }
+
+    pub(crate) fn snapshot_taken(&mut self, partition: u32, data: CheckpointData) {
+        let at = data.at;
+        if let Some(owned) = self.owned.get_mut(&partition) {
+            owned.snapshot = Some(data);
+        }
+        self.progress(partition, Fact::SnapshotTaken { at });
+    }
+
+    pub(crate) fn snapshot_stored(&mut self, partition: u32, result: Result<PendingCheckpoint, StoreError>) -> Result<(), PipelineError> {
+        match result {
+            Ok(pending) => {
+                let at = pending.at();
+                if let Some(owned) = self.owned.get_mut(&partition) {
+                    owned.pending = Some(pending);
+                }
+                self.progress(partition, Fact::SnapshotStored { at });
+                Ok(())
+            }
+            Err(error) => self.store_failed(partition, error),
+        }
+    }
+
+    pub(crate) async fn manifest_stored(
+        &mut self,
+        partition: u32,
+        at: Mark,
+        result: Result<CheckpointId, StoreError>,
+    ) -> Result<(), PipelineError> {
+        match result {
+            Ok(id) => {
+                let now = self.engine.clock.monotonic().as_secs_f64();
+                if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+                    (status.checkpoint, status.checkpoint_at_s) = (Some(at), Some(now));
+                }
+                self.progress(partition, Fact::ManifestStored { id, at });
+            }
+            Err(error) => self.store_failed(partition, error)?,
+        }
+        let acknowledge = self.owned.get_mut(&partition).and_then(|owned| owned.acknowledge.take());
+        if let Some(offset) = acknowledge
+            && let Err(error) = self.log.acknowledge(partition, offset).await
+        {
+            tracing::warn!(pipeline = %self.spec.name, partition, "the log was not told that a checkpoint holds: {error}");
+        }
+        Ok(())
+    }
+
+    fn store_failed(&mut self, partition: u32, error: StoreError) -> Result<(), PipelineError> {
+        if matches!(error, StoreError::Fenced { .. }) || self.owned.get(&partition).is_some_and(|o| o.drain_asked) {
+            return Err(error.into());
+        }
+        tracing::warn!(pipeline = %self.spec.name, partition, "checkpoint failed, the next one tries again: {error}");
+        self.progress(partition, Fact::StoreFailed);
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! The node: shards on their arbiters, the checkpoint store, the clock, and the pipelines they serve.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use actix::{Actor, Addr, Arbiter};
+use fieldstream_checkpoint::{CheckpointStore, StoreError};
+
+use crate::clock::Clock;
+use crate::shard::Shard;
+
+/// Settings of a node. Flags and environment, not pipeline fields.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Where state lies.
+    pub data_dir: PathBuf,
+    /// Shards, one per core.
+    pub shards: usize,
+    /// Payload bytes that may wait for each partition.
+    pub queue_bytes: usize,
+    /// Output bytes that may be on their way to the sinks of each pipeline.
+    pub output_bytes: usize,
+    /// How long a drain may take.
+    pub drain_deadline: Duration,
+}
+
+impl EngineOptions {
+    /// Defaults for `data_dir`: one shard per core, 4 MiB of input per partition, 64 MiB of output per pipeline, 30 s to drain.
+    #[must_use]
+    pub fn new(data_dir: PathBuf) -> Self {
+        let shards = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { data_dir, shards, queue_bytes: 4 << 20, output_bytes: 64 << 20, drain_deadline: Duration::from_secs(30) }
+    }
+}
+
+/// A running node. Must be made inside an actix system.
+pub struct Engine {
+    pub(crate) options: EngineOptions,
+    pub(crate) shards: Vec<Addr<Shard>>,
+    pub(crate) store: CheckpointStore,
+    pub(crate) clock: Arc<dyn Clock>,
+    next_pipeline: AtomicU32,
+    arbiters: Vec<Arbiter>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts shards and opens the store.
+    ///
+    /// # Errors
+    /// If the data directory cannot be used.
+    pub async fn start(options: EngineOptions, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let store = CheckpointStore::open(&options.data_dir.join("state")).await?;
+        let arbiters: Vec<Arbiter> = (0..options.shards.max(1)).map(|_| Arbiter::new()).collect();
+        let shards = arbiters.iter().map(|arbiter| Shard::start_in_arbiter(&arbiter.handle(), |_| Shard::default())).collect();
+        Ok(Self { options, shards, store, clock, next_pipeline: AtomicU32::new(0), arbiters })
+    }
+
+    /// A number for a pipeline of this process.
+    pub(crate) fn next_pipeline(&self) -> u32 {
+        self.next_pipeline.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The shard that hosts a partition.
+    pub(crate) fn shard_of(&self, pipeline: u32, partition: u32) -> &Addr<Shard> {
+        &self.shards[(pipeline as usize + partition as usize) % self.shards.len()]
+    }
+
+    /// Ends the shards' threads.
+    pub fn stop(&self) {
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What shards, sinks and store tasks tell the pipeline's coordinator.
+
+use std::sync::Arc;
+
+use fieldstream_checkpoint::{CheckpointData, CheckpointId, PendingCheckpoint, StoreError};
+use fieldstream_engine_api::{Committed, Mark, NodeCounts, SinkError};
+
+use crate::ledger::Totals;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A turn is over and its output released.
+    Turn {
+        /// Partition number.
+        partition: u32,
+        /// How far it is.
+        complete_to: Mark,
+        /// Its account up to there.
+        totals: Totals,
+        /// Accounts of its operators since it was hosted.
+        counts: Vec<NodeCounts>,
+        /// Device actors in memory.
+        active_devices: usize,
+    },
+    /// A turn panicked; the partition takes no more turns until it is restored.
+    Panicked {
+        /// Partition number.
+        partition: u32,
+        /// The operator, if one was running.
+        node: String,
+        /// The panic's message.
+        message: String,
+    },
+    /// State was copied.
+    Snapshot {
+        /// Partition number.
+        partition: u32,
+        /// The copy.
+        data: Box<CheckpointData>,
+    },
+    /// The files of a snapshot are durable, or not.
+    Stored {
+        /// Partition number.
+        partition: u32,
+        /// What came of it.
+        result: Result<PendingCheckpoint, StoreError>,
+    },
+    /// A manifest is durable, or not.
+    Committed {
+        /// Partition number.
+        partition: u32,
+        /// Position of the checkpoint.
+        at: Mark,
+        /// What came of it.
+        result: Result<CheckpointId, StoreError>,
+    },
+    /// A sink has committed.
+    Durable {
+        /// Number of the sink.
+        sink: usize,
+        /// Marks of the partitions in it.
+        committed: Vec<Committed>,
+        /// Rows in it, and rows of a replay that were durable already.
+        accounted: u64,
+    },
+    /// A sink has given up.
+    SinkFailed {
+        /// Name of the sink.
+        sink: Arc<str>,
+        /// Why.
+        error: SinkError,
+    },
+    /// All receivers have ended and everything they received is in the journal.
+    ReceiversDone,
+    /// A receiver has given up.
+    ReceiverFailed {
+        /// Name of the source.
+        source: Arc<str>,
+        /// Why.
+        error: String,
+    },
+}

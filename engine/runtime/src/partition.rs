@@ -1,0 +1,291 @@
+//! A partition: the device actors it hosts, their time, and the turn that handles a batch.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use arrow::array::{Array, RecordBatch};
+use fieldstream_checkpoint::{Checkpoint, CheckpointData, Decision};
+use fieldstream_engine_api::{
+    BuildContext, ConfigErrors, KeyedBatch, LogBatch, Mark, PartitionKey, Payloads, Position, Rejected, SinkRows, SlotDirectory, Space,
+    Tick, TickTime,
+};
+use fieldstream_schemas::decode::Decoder;
+use fieldstream_schemas::records::RecordIds;
+use fieldstream_schemas::{Decoded, PayloadBlock, Readings, Reject};
+
+use crate::dead_letters;
+use crate::decisions;
+use crate::graph::Graph;
+use crate::ingress;
+use crate::ledger::Totals;
+use crate::snapshot::{self, RestoreError};
+use crate::spec::{PipelineSpec, TimeSpec};
+use crate::time::PartitionTime;
+use crate::tmp_json::JsonWriter;
+
+/// What one turn produced.
+#[derive(Debug)]
+pub struct TurnOutput {
+    /// Partition number.
+    pub partition: u32,
+    /// Rows by sink.
+    pub rows: Vec<Vec<SinkRows>>,
+    /// Everything below this is in this turn or in earlier ones.
+    pub complete_to: Mark,
+    /// The account up to here.
+    pub totals: Totals,
+    /// Ingest time of the newest row, microseconds since the epoch, for latency metrics.
+    pub ingest_us: Option<i64>,
+}
+
+/// One partition of a pipeline with everything its device actors own.
+pub struct Partition {
+    key: PartitionKey,
+    source_names: Vec<Arc<str>>,
+    decoders: Vec<Decoder>,
+    ids: RecordIds,
+    graph: Graph,
+    slots: SlotDirectory,
+    time: PartitionTime,
+    settings: TimeSpec,
+    totals: Totals,
+    complete_to: Mark,
+    replay: VecDeque<Decision>,
+    quarantined: HashSet<Position>,
+}
+
+impl std::fmt::Debug for Partition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Partition").field("key", &self.key).field("complete_to", &self.complete_to).finish_non_exhaustive()
+    }
+}
+
+impl Partition {
+    /// A blank partition that begins at offset `from`.
+    ///
+    /// # Errors
+    /// What the operators' constructors say.
+    pub fn new(spec: &PipelineSpec, key: &PartitionKey, from: u64) -> Result<Self, ConfigErrors> {
+        let context = BuildContext {
+            pipeline: Arc::clone(&spec.name),
+            node: Arc::clone(&spec.name),
+            log_id: key.log_id.clone(),
+            partition: key.partition,
+            time: spec.time.window,
+        };
+        let graph = Graph::new(&spec.graph, spec.sources.len(), &context)?;
+        let mut totals = Totals::new(spec.graph.sinks.len());
+        graph.reject_codes().iter().for_each(|code| totals.dead_letter(code, 0));
+        [fieldstream_schemas::payload::CODE_PARSE, fieldstream_schemas::payload::CODE_TIMESTAMP]
+            .iter()
+            .for_each(|c| totals.dead_letter(c, 0));
+        Ok(Self {
+            ids: RecordIds::new(&spec.name, "", &key.log_id.0, key.partition),
+            key: key.clone(),
+            source_names: spec.sources.iter().map(|s| Arc::clone(&s.name)).collect(),
+            decoders: spec.sources.iter().map(|s| (s.decoder)()).collect(),
+            graph,
+            slots: SlotDirectory::default(),
+            time: PartitionTime::new(spec.time.idle_after),
+            settings: spec.time,
+            totals,
+            complete_to: Mark { next_offset: from, next_decision: 0 },
+            replay: VecDeque::new(),
+            quarantined: HashSet::new(),
+        })
+    }
+
+    /// Handles one batch of whole payloads, and on replay the decisions that fell into it: one output for each.
+    pub fn turn(&mut self, mut batch: LogBatch) -> Vec<TurnOutput> {
+        let mut outputs = Vec::with_capacity(1);
+        while let Some(offset) = self.replay.front().map(|d| d.position.offset).filter(|offset| *offset < batch.next_offset) {
+            let (before, rest) = batch.split_at(offset);
+            outputs.extend(before.map(|before| self.rows_turn(before)));
+            batch = rest;
+            outputs.extend(self.replay.pop_front().map(|decision| self.decide(&decision)));
+        }
+        outputs.push(self.rows_turn(batch));
+        outputs
+    }
+
+    /// Decisions made after the checkpoint this partition was restored from, in order; they are carried out where they were
+    /// made. Those at the very end of the log come before the next batch or decision.
+    pub fn set_replay(&mut self, decisions: impl IntoIterator<Item = Decision>) {
+        self.replay.extend(decisions);
+    }
+
+    /// Carries out a decision that is durable.
+    pub fn decide(&mut self, decision: &Decision) -> TurnOutput {
+        match decision.kind.as_str() {
+            decisions::END_OF_INPUT => {
+                let devices: Vec<u32> = self.slots.devices().collect();
+                self.run_graph(Some((&Tick { position: decision.position, time: TickTime::EndOfInput }, &devices)), None);
+            }
+            decisions::TICK => {
+                let now_us = decision.payload.get("now_us").and_then(serde_json::Value::as_i64).unwrap_or_default();
+                if let Some((time, devices)) = self.time.advance(now_us, &self.slots) {
+                    self.run_graph(Some((&Tick { position: decision.position, time: TickTime::Append(time) }, &devices)), None);
+                }
+            }
+            decisions::QUARANTINE => {
+                self.quarantined.insert(decision.position);
+            }
+            other => {
+                tracing::error!(partition = %self.key, "a decision of the unknown kind {other} is left out; it was written by a newer version")
+            }
+        }
+        self.complete_to.next_decision += 1;
+        self.finish_turn(None)
+    }
+
+    fn rows_turn(&mut self, batch: LogBatch) -> TurnOutput {
+        let source = self.source_names.iter().position(|name| *name == batch.source).unwrap_or_default();
+        let (decoded, block) = match batch.payloads {
+            Payloads::Raw(block) => (self.decoders[source].decode(&block), Some(block)),
+            Payloads::Rows { rows, positions, rejects, raw } => (Decoded { rows, positions, rejects }, raw),
+        };
+        let Decoded { rows, positions, rejects } = decoded;
+        self.undecodable(source, &rejects);
+        let addressed = ingress::address(Decoded { rows, positions, rejects: Vec::new() }, &mut self.slots);
+        let (addressed, misplaced) = match &block {
+            Some(block) => ingress::check_keys(addressed, block),
+            None => (addressed, None),
+        };
+        let (addressed, poison) = ingress::take_out(addressed, &self.quarantined);
+        let (addressed, skewed) = ingress::check_skew(addressed, self.settings.max_future);
+        for rejected in misplaced.iter().chain(&poison).chain(&skewed) {
+            self.refused(source, rejected, block.as_ref());
+        }
+        self.run_rows(source, &addressed, block.as_ref());
+        self.complete_to.next_offset = batch.next_offset;
+        self.finish_turn(batch.append_us)
+    }
+
+    fn run_rows(&mut self, source: usize, batch: &KeyedBatch, block: Option<&PayloadBlock>) {
+        let mut start = 0;
+        if let Some(readings) = Readings::new(&batch.rows)
+            && readings.ingest_ts.null_count() < batch.len()
+        {
+            for row in 0..batch.len() {
+                let append = readings.ingest_ts.value(row);
+                if let Some((time, devices)) = self.time.advance(append, &self.slots) {
+                    self.run_slice(source, batch, start..row, block);
+                    start = row;
+                    let position = Position { tick: 1, ..batch.keys.position[row] };
+                    self.run_graph(Some((&Tick { position, time: TickTime::Append(time) }, &devices)), block);
+                }
+                self.time.seen(batch.keys.device[row], append);
+            }
+        }
+        self.run_slice(source, batch, start..batch.len(), block);
+    }
+
+    fn run_slice(&mut self, source: usize, batch: &KeyedBatch, rows: std::ops::Range<usize>, block: Option<&PayloadBlock>) {
+        let whole = rows.len() == batch.len();
+        let slice = if whole { batch.clone() } else { batch.slice(rows.start, rows.len()) };
+        self.graph.push(source, slice, &mut self.totals);
+        self.run_graph(None, block);
+    }
+
+    fn run_graph(&mut self, tick: Option<(&Tick, &[u32])>, block: Option<&PayloadBlock>) {
+        let (ids, partition, slots) = (self.ids, self.key.partition, &self.slots);
+        let mut make = |node: &str, rejected: &Rejected| dead_letters::of_rows(node, rejected, &ids, partition, slots, block);
+        self.graph.run(tick, slots, &mut self.totals, &mut make);
+    }
+
+    fn undecodable(&mut self, source: usize, rejects: &[Reject]) {
+        // Runs of one code go together, so that the account can count them.
+        for run in rejects.chunk_by(|a, b| a.code == b.code) {
+            let batch = dead_letters::of_payloads(&self.source_names[source], run, &self.ids, self.key.partition);
+            self.graph.push_rejected(source, run[0].code, batch, &mut self.totals);
+        }
+    }
+
+    fn refused(&mut self, source: usize, rejected: &Rejected, block: Option<&PayloadBlock>) {
+        let batch = dead_letters::of_rows(&self.source_names[source], rejected, &self.ids, self.key.partition, &self.slots, block);
+        self.graph.push_rejected(source, &rejected.code, batch, &mut self.totals);
+    }
+
+    fn finish_turn(&mut self, ingest_us: Option<i64>) -> TurnOutput {
+        let rows = self.graph.take_sink_rows();
+        for (offered, rows) in self.totals.offered.iter_mut().zip(&rows) {
+            *offered += rows.iter().map(|r| r.batch.len() as u64).sum::<u64>();
+        }
+        TurnOutput { partition: self.key.partition, rows, complete_to: self.complete_to, totals: self.totals.clone(), ingest_us }
+    }
+
+    /// Copies everything needed to go on from here.
+    pub fn snapshot(&mut self, digest: &str) -> CheckpointData {
+        snapshot::take(self.complete_to, digest, &mut self.graph, &self.slots, &self.time, &self.totals)
+    }
+
+    /// Puts a checkpoint into this blank partition.
+    ///
+    /// # Errors
+    /// If it does not fit the pipeline.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        self.totals = snapshot::restore(&checkpoint.data, &mut self.graph, &mut self.slots, &mut self.time)?;
+        self.complete_to = checkpoint.data.at;
+        Ok(())
+    }
+
+    /// What is known of a device actor; `None` when it is not active.
+    pub fn inspect(&mut self, device: &str) -> Option<serde_json::Value> {
+        let slot = self.slots.find_device(device)?;
+        let series: Vec<u32> = self.slots.series_of(slot).collect();
+        let sensors: serde_json::Map<String, serde_json::Value> =
+            series.iter().map(|s| (self.slots.sensor_name(*s).to_owned(), serde_json::json!({ "slot": s }))).collect();
+        let mut state = serde_json::Map::new();
+        self.graph.for_each_state(|node, number, keyed| {
+            let rows = keyed.snapshot(if keyed.space() == Space::Device { std::slice::from_ref(&slot) } else { &series });
+            state.insert(format!("{node}/{number}"), serde_json::json!({ "layout": keyed.layout(), "rows": json_rows(&rows) }));
+        });
+        let seen = self.time.last_seen(slot);
+        Some(serde_json::json!({
+            "device": device, "partition": self.key.partition, "slot": slot, "sensors": sensors,
+            "last_append_time": (seen > i64::MIN).then(|| fieldstream_schemas::time::format_rfc3339(seen)),
+            "position": self.complete_to.to_string(), "state": state,
+        }))
+    }
+
+    /// Whose partition it is.
+    #[must_use]
+    pub fn key(&self) -> &PartitionKey {
+        &self.key
+    }
+
+    /// Everything below this has been handled.
+    #[must_use]
+    pub fn complete_to(&self) -> Mark {
+        self.complete_to
+    }
+
+    /// The account of all turns.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// The graph, to look at.
+    #[must_use]
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The device actors in memory.
+    #[must_use]
+    pub fn slots(&self) -> &SlotDirectory {
+        &self.slots
+    }
+}
+
+fn json_rows(rows: &RecordBatch) -> Vec<serde_json::Value> {
+    let writer = JsonWriter::new(&rows.schema());
+    let mut text = Vec::new();
+    let json = |row| {
+        text.clear();
+        writer.write_row(rows, row, &mut text);
+        serde_json::from_slice(&text).unwrap_or_default()
+    };
+    (0..rows.num_rows()).map(json).collect()
+}

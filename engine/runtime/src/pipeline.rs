@@ -1,0 +1,457 @@
+//! The coordinator of one pipeline: log events to partition queues, marks to checkpoints, and an orderly end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fieldstream_checkpoint::{Fact, StoreError};
+use fieldstream_engine_api::{Committed, Log, LogBatch, LogError, LogEvent, SinkError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::assign::Owned;
+use crate::decisions;
+use crate::engine::Engine;
+use crate::event::Event;
+use crate::ledger::Ledger;
+use crate::queue::{OutputRoom, Work};
+use crate::shard::{Outlet, Ready, Remove};
+use crate::sink_task::{SinkShared, SinkStats, SinkTask, SinkWork};
+use crate::snapshot::RestoreError;
+use crate::spec::{PipelineSpec, SinkBox};
+use crate::status::{SinkStatus, State, Status};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// Why a pipeline stopped before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The log cannot go on.
+    #[error("source: {0}")]
+    Log(#[from] LogError),
+    /// A sink cannot go on.
+    #[error("sink {sink}: {error}")]
+    Sink {
+        /// Name of the sink.
+        sink: Arc<str>,
+        /// Why.
+        error: SinkError,
+    },
+    /// A receiver cannot go on.
+    #[error("source {source_name}: {error}")]
+    Receiver {
+        /// Name of the source.
+        source_name: Arc<str>,
+        /// Why.
+        error: String,
+    },
+    /// The checkpoint store cannot go on.
+    #[error("checkpoints: {0}")]
+    Store(#[from] StoreError),
+    /// A checkpoint does not fit.
+    #[error("partition {partition}: {error}")]
+    Restore {
+        /// Partition number.
+        partition: u32,
+        /// Why.
+        error: RestoreError,
+    },
+    /// Positions that cannot be right together.
+    #[error("partition {partition}: {what}")]
+    Position {
+        /// Partition number.
+        partition: u32,
+        /// What does not fit, and what to do.
+        what: String,
+    },
+    /// An operator could not be built; the planner has built it before, so this is a defect.
+    #[error("operators: {0}")]
+    Build(String),
+    /// The same rows panic again and again.
+    #[error("operator {node} panicked on partition {partition} and did again after a restore: {message}")]
+    Panic {
+        /// Partition number.
+        partition: u32,
+        /// The operator.
+        node: String,
+        /// The panic's message.
+        message: String,
+    },
+    /// The drain took longer than allowed; nothing is lost, the next start replays.
+    #[error("draining took longer than {0:?}; what is not durable yet will be replayed at the next start")]
+    DrainDeadline(Duration),
+    /// A part of the runtime is gone.
+    #[error("{0} has ended unexpectedly")]
+    Gone(&'static str),
+}
+
+/// How a pipeline ended.
+#[derive(Debug)]
+pub struct Report {
+    /// Name of the pipeline.
+    pub pipeline: Arc<str>,
+    /// `Finished` or `Stopped`.
+    pub state: State,
+    /// Wall time, seconds.
+    pub elapsed_s: f64,
+    /// The final account.
+    pub ledger: Ledger,
+}
+
+/// What the coordinator is given besides the plan.
+pub struct Running {
+    /// The log.
+    pub log: Box<dyn Log>,
+    /// True when it ends by itself.
+    pub finite: bool,
+    /// Sinks in the order of the plan.
+    pub sinks: Vec<SinkBox>,
+    /// Turns true when the pipeline shall stop.
+    pub stop: watch::Receiver<bool>,
+    /// The view from outside.
+    pub status: Arc<Status>,
+    /// Events, so that receivers can report to the coordinator.
+    pub events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("finite", &self.finite).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct SinkHandle {
+    pub(crate) name: Arc<str>,
+    pub(crate) work: mpsc::UnboundedSender<SinkWork>,
+    task: JoinHandle<()>,
+}
+
+/// The coordinator.
+pub(crate) struct Coordinator<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) spec: Arc<PipelineSpec>,
+    pub(crate) number: u32,
+    pub(crate) log: Box<dyn Log>,
+    finite: bool,
+    pub(crate) sinks: Vec<SinkHandle>,
+    pub(crate) outlet: Outlet,
+    pub(crate) owned: BTreeMap<u32, Owned>,
+    pub(crate) status: Arc<Status>,
+    events: mpsc::UnboundedReceiver<Event>,
+    stop: watch::Receiver<bool>,
+    draining: bool,
+    stopped: bool,
+    /// All of a receiver's payloads are in the journal; what is read from it up to there is the whole input.
+    receivers_done: bool,
+    /// Deadline of the drain on the monotonic clock.
+    drain_until: Option<Duration>,
+}
+
+/// Runs a pipeline to its end, or until it is told to stop.
+///
+/// # Errors
+/// Why it could not go on. Whatever was acknowledged or marked stays true.
+pub async fn run(engine: &Engine, spec: PipelineSpec, digest: &str, running: Running) -> Result<Report, PipelineError> {
+    let Running { log, finite, sinks, stop, status, events } = running;
+    let start = engine.clock.monotonic();
+    let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
+    let shared = SinkShared { room: Arc::clone(&room), events: events.0.clone(), clock: Arc::clone(&engine.clock) };
+    let mut handles = Vec::new();
+    let mut outlets = Vec::new();
+    for (number, (sink, SinkBox(connection))) in spec.graph.sinks.iter().zip(sinks).enumerate() {
+        let (work, queue) = mpsc::unbounded_channel();
+        let task = SinkTask::new(number, Arc::clone(&sink.name), connection, sink.gather, &shared);
+        outlets.push((work.clone(), Arc::clone(&task.stats)));
+        status.lock().sinks.push(sink_status(sink.dead_letter, &sink.name, &task.stats));
+        handles.push(SinkHandle { name: Arc::clone(&sink.name), work, task: tokio::spawn(task.run(queue)) });
+    }
+    let mut coordinator = Coordinator {
+        engine,
+        number: engine.next_pipeline(),
+        log,
+        finite,
+        sinks: handles,
+        outlet: Outlet { sinks: outlets, events: events.0, room, digest: digest.into() },
+        owned: BTreeMap::new(),
+        status: Arc::clone(&status),
+        events: events.1,
+        stop,
+        draining: false,
+        stopped: false,
+        receivers_done: false,
+        drain_until: None,
+        spec: Arc::new(spec),
+    };
+    status.lock().state = State::Running;
+    let outcome = coordinator.work().await;
+    let closed = match outcome {
+        Ok(()) => coordinator.close().await,
+        Err(error) => Err(error),
+    };
+    coordinator.abandon().await;
+    if let Err(error) = closed {
+        let mut inner = status.lock();
+        inner.state = State::Failed;
+        inner.error = Some(error.to_string());
+        return Err(error);
+    }
+    let state = if coordinator.stopped { State::Stopped } else { State::Finished };
+    status.lock().state = state;
+    let elapsed = engine.clock.monotonic().saturating_sub(start);
+    Ok(Report { pipeline: Arc::clone(&coordinator.spec.name), state, elapsed_s: elapsed.as_secs_f64(), ledger: status.ledger() })
+}
+
+fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> SinkStatus {
+    SinkStatus { name: Arc::clone(name), dead_letter, accounted: 0, refused: BTreeMap::new(), stats: Arc::clone(stats) }
+}
+
+impl Coordinator<'_> {
+    async fn work(&mut self) -> Result<(), PipelineError> {
+        let mut checkpoints = tokio::time::interval(self.spec.checkpoint.interval.max(Duration::from_millis(10)));
+        checkpoints.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        checkpoints.tick().await;
+        let quarter = self.spec.time.idle_after.map_or(Duration::from_secs(3600), |idle| (idle / 4).max(Duration::from_millis(10)));
+        let mut silence = tokio::time::interval(quarter);
+        silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut backoff = FIRST_BACKOFF;
+        while !self.is_done() {
+            let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
+            tokio::select! {
+                event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
+                polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
+                    Ok(event) => {
+                        backoff = FIRST_BACKOFF;
+                        self.on_log(event).await?;
+                    }
+                    Err(LogError::Retry { context, cause }) => {
+                        tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                        tokio::time::sleep(backoff).await;
+                        backoff = (backoff * 2).min(MAX_BACKOFF);
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                _ = checkpoints.tick() => self.all_progress(|_| Fact::SnapshotDue),
+                _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
+                changed = self.stop.changed(), if !self.stopped => {
+                    self.stopped = changed.is_err() || *self.stop.borrow();
+                    if self.stopped {
+                        self.begin_drain();
+                    }
+                }
+                () = tokio::time::sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
+                    return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn input_ended(&self) -> bool {
+        !self.owned.is_empty() && self.owned.values().all(|o| o.ended)
+    }
+
+    fn is_done(&self) -> bool {
+        self.draining && self.owned.values().all(|o| o.drained)
+    }
+
+    async fn on_log(&mut self, event: LogEvent) -> Result<(), PipelineError> {
+        match event {
+            LogEvent::Assigned(assignments) => {
+                for assignment in assignments {
+                    self.assign(assignment).await?;
+                }
+            }
+            LogEvent::Revoked(partitions) => {
+                for partition in partitions {
+                    self.revoke(partition).await;
+                }
+            }
+            LogEvent::Batch(batch) => self.on_batch(batch).await?,
+            LogEvent::EndOfInput { partition, next_offset } => self.end_input(partition, next_offset).await?,
+        }
+        Ok(())
+    }
+
+    async fn on_batch(&mut self, batch: LogBatch) -> Result<(), PipelineError> {
+        let (partition, next_offset) = (batch.partition, batch.next_offset);
+        let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
+        owned.enqueued.next_offset = next_offset;
+        owned.quiet_ticks = 0;
+        let ready = owned.queue.push(Work::Batch(batch));
+        if !owned.paused && owned.queue.bytes() >= self.engine.options.queue_bytes {
+            owned.paused = true;
+            self.log.pause(partition, true);
+        }
+        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+            status.read_to = next_offset;
+        }
+        if ready {
+            self.send_token(partition);
+        }
+        self.end_after_receivers().await
+    }
+
+    /// When all receivers have ended, a partition ends where the journal ends.
+    async fn end_after_receivers(&mut self) -> Result<(), PipelineError> {
+        if !self.receivers_done {
+            return Ok(());
+        }
+        let ends: Vec<(u32, u64)> = self
+            .owned
+            .iter()
+            .filter(|(_, o)| !o.ended && o.end_offset.is_some_and(|end| o.enqueued.next_offset >= end))
+            .map(|(p, o)| (*p, o.enqueued.next_offset))
+            .collect();
+        for (partition, offset) in ends {
+            self.end_input(partition, offset).await?;
+        }
+        Ok(())
+    }
+
+    async fn end_input(&mut self, partition: u32, next_offset: u64) -> Result<(), PipelineError> {
+        let Some(owned) = self.owned.get_mut(&partition).filter(|o| !o.ended) else { return Ok(()) };
+        owned.ended = true;
+        owned.enqueued.next_offset = next_offset;
+        self.decide(partition, decisions::end_of_input(next_offset)).await?;
+        if self.input_ended() {
+            self.begin_drain();
+        }
+        Ok(())
+    }
+
+    /// Makes a decision durable, then lets the partition carry it out.
+    async fn decide(&mut self, partition: u32, decision: fieldstream_checkpoint::Decision) -> Result<(), PipelineError> {
+        let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
+        owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+        owned.enqueued.next_decision += 1;
+        if owned.queue.push(Work::Decide(decision)) {
+            self.send_token(partition);
+        }
+        Ok(())
+    }
+
+    /// Time goes on in partitions that nothing has come for. Each tick is a decision; they come ever more rarely.
+    async fn silent_ticks(&mut self) -> Result<(), PipelineError> {
+        let now_us = self.engine.clock.now_us();
+        let mut due = Vec::new();
+        for (partition, owned) in self.owned.iter_mut().filter(|(_, o)| o.has_devices && !o.ended) {
+            owned.quiet_ticks += 1;
+            // After idle_after (four quarters), then every quarter up to twice that, then at doubling distances.
+            if (4..=8).contains(&owned.quiet_ticks) || owned.quiet_ticks > 8 && owned.quiet_ticks.is_power_of_two() {
+                due.push((*partition, owned.enqueued.next_offset));
+            }
+        }
+        for (partition, offset) in due {
+            self.decide(partition, decisions::tick(offset, now_us)).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn send_token(&self, partition: u32) {
+        let shard = self.engine.shard_of(self.number, partition);
+        if shard.try_send(Ready { id: (self.number, partition) }).is_err() {
+            // Cannot be full (one token per partition), so the shard is gone: the next event wait will say so.
+            tracing::error!(pipeline = %self.spec.name, partition, "the shard takes no tokens");
+        }
+    }
+
+    async fn on_event(&mut self, event: Event) -> Result<(), PipelineError> {
+        match event {
+            Event::Turn { partition, complete_to, totals, counts, active_devices } => {
+                if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+                    status.complete_to = complete_to;
+                    status.unsettled.push_back((complete_to, totals.clone()));
+                    status.now = totals;
+                    status.counts = counts;
+                    status.active_devices = active_devices;
+                }
+                let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
+                owned.has_devices = active_devices > 0;
+                if owned.paused && owned.queue.bytes() < self.engine.options.queue_bytes / 2 {
+                    owned.paused = false;
+                    self.log.pause(partition, false);
+                }
+                self.progress(partition, Fact::TurnDone { mark: complete_to });
+                self.drain_partition(partition);
+            }
+            Event::Panicked { partition, node, message } => self.recover(partition, node, message).await?,
+            Event::Snapshot { partition, data } => self.snapshot_taken(partition, *data),
+            Event::Stored { partition, result } => self.snapshot_stored(partition, result)?,
+            Event::Committed { partition, at, result } => self.manifest_stored(partition, at, result).await?,
+            Event::Durable { sink, committed, accounted } => self.on_durable(sink, &committed, accounted),
+            Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
+            Event::ReceiversDone => {
+                self.receivers_done = true;
+                self.read_journal_end();
+                self.end_after_receivers().await?;
+            }
+            Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),
+        }
+        Ok(())
+    }
+
+    fn on_durable(&mut self, sink: usize, committed: &[Committed], accounted: u64) {
+        if let Some(status) = self.status.lock().sinks.get_mut(sink) {
+            status.accounted += accounted;
+            status.refused.extend(committed.iter().map(|c| (c.partition.partition, c.refused)));
+        }
+        for done in committed {
+            self.progress(done.partition.partition, Fact::SinkDurable { sink, mark: done.mark });
+        }
+        // Output became durable: partitions that waited for room may go on.
+        let waiting: Vec<u32> = self.owned.iter().filter(|(_, o)| o.queue.schedule()).map(|(p, _)| *p).collect();
+        waiting.into_iter().for_each(|partition| self.send_token(partition));
+    }
+
+    fn begin_drain(&mut self) {
+        if self.draining {
+            return;
+        }
+        self.draining = true;
+        self.status.lock().state = State::Draining;
+        if self.stopped {
+            self.drain_until = Some(self.engine.clock.monotonic() + self.engine.options.drain_deadline);
+        }
+        for sink in &self.sinks {
+            // A sink that is gone has reported why.
+            let _ = sink.work.send(SinkWork::Flush);
+        }
+        let partitions: Vec<u32> = self.owned.keys().copied().collect();
+        partitions.into_iter().for_each(|partition| self.drain_partition(partition));
+    }
+
+    /// When a draining partition has handled all that was read, it finishes with a checkpoint.
+    fn drain_partition(&mut self, partition: u32) {
+        let done = self.status.lock().partitions.get(&partition).map(|s| s.complete_to);
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        if self.draining && !owned.drain_asked && done == Some(owned.enqueued) {
+            owned.drain_asked = true;
+            self.progress(partition, Fact::Drain);
+        }
+    }
+
+    /// The orderly end: sinks close, partitions are released.
+    async fn close(&mut self) -> Result<(), PipelineError> {
+        for sink in &self.sinks {
+            let (reply, closed) = oneshot::channel();
+            if sink.work.send(SinkWork::Close { reply }).is_ok() {
+                let outcome = closed.await.map_err(|_| PipelineError::Gone("a sink task"))?;
+                outcome.map_err(|error| PipelineError::Sink { sink: Arc::clone(&sink.name), error })?;
+            }
+        }
+        for owned in self.owned.values() {
+            owned.store.release(owned.generation).await?;
+        }
+        Ok(())
+    }
+
+    async fn abandon(&mut self) {
+        for partition in self.owned.keys() {
+            let shard = self.engine.shard_of(self.number, *partition);
+            // A shard that is gone hosts nothing.
+            let _ = shard.send(Remove { id: (self.number, *partition) }).await;
+        }
+        self.sinks.iter().for_each(|sink| sink.task.abort());
+    }
+}

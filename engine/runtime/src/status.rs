@@ -1,0 +1,137 @@
+//! What a pipeline looks like from outside while it runs: position, account, counters.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fieldstream_engine_api::{LogId, Mark, NodeCounts};
+use serde::Serialize;
+
+use crate::ledger::{Ledger, SinkTotals, Totals};
+use crate::queue::PartitionQueue;
+use crate::sink_task::SinkStats;
+
+/// Where a pipeline is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Taking partitions over.
+    #[default]
+    Starting,
+    /// Handling rows.
+    Running,
+    /// Handling what was read; reading nothing more.
+    Draining,
+    /// All input read, all output durable.
+    Finished,
+    /// Stopped on request, resumable.
+    Stopped,
+    /// Given up; the error says why.
+    Failed,
+}
+
+/// One partition, as its coordinator knows it.
+#[derive(Debug)]
+pub struct PartitionStatus {
+    /// Identity of its log.
+    pub log_id: LogId,
+    /// Its queue.
+    pub queue: Arc<PartitionQueue>,
+    /// How far turns have come.
+    pub complete_to: Mark,
+    /// First offset after what was read.
+    pub read_to: u64,
+    /// Account of all turns.
+    pub now: Totals,
+    /// Account of the turns that every mark has passed.
+    pub settled: Totals,
+    /// Accounts of turns that some mark has not passed, oldest first.
+    pub unsettled: VecDeque<(Mark, Totals)>,
+    /// Accounts of the operators, in graph order.
+    pub counts: Vec<NodeCounts>,
+    /// Device actors in memory.
+    pub active_devices: usize,
+    /// Position of the newest checkpoint.
+    pub checkpoint: Option<Mark>,
+    /// When it became true, seconds on the monotonic clock.
+    pub checkpoint_at_s: Option<f64>,
+}
+
+impl PartitionStatus {
+    /// Moves the settled account up to `mark`.
+    pub fn settle(&mut self, mark: Mark) {
+        let passed = |at: &Mark| mark.next_offset >= at.next_offset && mark.next_decision >= at.next_decision;
+        while let Some((_, totals)) = self.unsettled.pop_front_if(|(at, _)| passed(at)) {
+            self.settled = totals;
+        }
+    }
+}
+
+/// One sink, as the coordinator knows it.
+#[derive(Debug)]
+pub struct SinkStatus {
+    /// Name in YAML.
+    pub name: Arc<str>,
+    /// True for the dead letter.
+    pub dead_letter: bool,
+    /// Rows committed or found durable, those before the restored checkpoint included.
+    pub accounted: u64,
+    /// Rows refused by the service, by partition.
+    pub refused: BTreeMap<u32, u64>,
+    /// The task's counters.
+    pub stats: Arc<SinkStats>,
+}
+
+/// Everything shown of a pipeline.
+#[derive(Debug, Default)]
+pub struct StatusInner {
+    /// Where it is in its life.
+    pub state: State,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Its partitions on this node.
+    pub partitions: BTreeMap<u32, PartitionStatus>,
+    /// Partitions given up again, with their last account.
+    pub sinks: Vec<SinkStatus>,
+    /// Operators in graph order: (name, kind).
+    pub operators: Vec<(Arc<str>, &'static str)>,
+    /// Turns that panicked and were recovered.
+    pub restarts: u64,
+}
+
+/// Shared, short-locked view of a running pipeline.
+#[derive(Debug, Default)]
+pub struct Status {
+    inner: Mutex<StatusInner>,
+}
+
+impl Status {
+    /// The view; hold it briefly.
+    pub fn lock(&self) -> MutexGuard<'_, StatusInner> {
+        // Counters are whole after every assignment, so a panic elsewhere leaves nothing broken.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The account now.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        let inner = self.lock();
+        let (mut now, mut settled) = (Totals::new(inner.sinks.len()), Totals::new(inner.sinks.len()));
+        for partition in inner.partitions.values() {
+            now.add(&partition.now);
+            settled.add(&partition.settled);
+        }
+        let sink = |s: &SinkStatus| {
+            let refused = s.refused.values().sum();
+            let in_flight = s.stats.queued.load(Ordering::Relaxed);
+            SinkTotals {
+                name: Arc::clone(&s.name),
+                dead_letter: s.dead_letter,
+                delivered: s.accounted.saturating_sub(refused),
+                refused,
+                in_flight,
+            }
+        };
+        Ledger::new(&now, &settled, &inner.sinks.iter().map(sink).collect::<Vec<_>>())
+    }
+}
