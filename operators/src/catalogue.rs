@@ -3,7 +3,13 @@
 use fieldstream_engine_api::OperatorKind;
 
 /// One line per operator, in the order of the documentation.
-pub static OPERATORS: &[OperatorKind] = &[];
+pub static OPERATORS: &[OperatorKind] = &[
+    crate::filter::KIND,
+    crate::map::KIND,
+    crate::route::KIND,
+    crate::batch::KIND,
+    crate::window::KIND,
+];
 
 /// The operator called `name` in YAML.
 #[must_use]

@@ -18,6 +18,7 @@ use datafusion_expr::{ExprSchemable, Volatility, expr};
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 use datafusion_physical_expr::simplifier::PhysicalExprSimplifier;
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
+use fieldstream_engine_api::{Emitter, KeyedBatch};
 
 use crate::expr_functions;
 use crate::options::did_you_mean;
@@ -187,6 +188,19 @@ impl Expr {
         };
         (BooleanArray::new(bits, None), failures)
     }
+}
+
+/// Rejects the rows named in `failures` with code [`CODE`].
+pub fn reject_failures(batch: &KeyedBatch, failures: &[Failure], out: &mut Emitter) {
+    for same in failures.chunk_by(|a, b| a.message == b.message) {
+        out.reject(batch, same.iter().map(|f| f.row).collect(), CODE, same[0].message.as_str());
+    }
+}
+
+/// The rows where `mask` (of the batch's length) is true; the batch itself, uncopied, when that is all of them.
+#[must_use]
+pub fn keep(batch: &KeyedBatch, mask: &BooleanArray) -> KeyedBatch {
+    batch.filter(mask).unwrap_or_else(|_| unreachable!("a mask has one bit for each row"))
 }
 
 /// Allows what depends on one row's columns alone.

@@ -2,7 +2,15 @@
 //!
 //! A new operator is one file here, one line in [`catalogue`], its laws and one golden case.
 
+pub mod batch;
 pub mod catalogue;
 pub mod expr;
 mod expr_functions;
+pub mod filter;
+#[cfg(test)]
+mod laws;
+pub mod map;
 pub mod options;
+pub mod route;
+mod state;
+pub mod window;

@@ -1,0 +1,59 @@
+//! Every operator of the catalogue obeys the laws. One line for each configuration worth trying.
+
+use std::collections::BTreeSet;
+
+use arrow::array::RecordBatch;
+use fieldstream_engine_api::Edge;
+use fieldstream_testkit::{Laws, context, laws, readings_edge};
+use serde_json::{Value, json};
+
+use crate::catalogue::{OPERATORS, find};
+
+/// A configuration to try: kind, options, and what flows in.
+struct Tried {
+    kind: &'static str,
+    options: Value,
+    edge: fn() -> Edge,
+    input: fn(RecordBatch) -> RecordBatch,
+}
+
+/// Over readings.
+fn readings(kind: &'static str, options: Value) -> Tried {
+    Tried { kind, options, edge: readings_edge, input: |rows| rows }
+}
+
+fn stateless() -> Vec<Tried> {
+    vec![
+        readings("filter", json!({"where": "value > 21 OR quality <> 'good'"})),
+        readings("filter", json!({"where": "100 / CAST(round(value) AS BIGINT) >= 4"})),
+        readings("map", json!({"set": {"value": "value * 2", "n": "100 / (CAST(value AS BIGINT) - 21)", "quality": "'bad'"}})),
+        readings("map", json!({"select": {"device_id": "device_id", "ts": "ts", "half": "value / 2"}})),
+        readings("route", json!({"routes": {"a": "value > 23", "b": "value > 21"}, "otherwise": "c"})),
+        readings("batch", json!({"max_rows": 3})),
+    ]
+}
+
+fn all() -> Vec<Tried> {
+    stateless()
+}
+
+#[test]
+fn every_operator_has_laws() {
+    let tried: BTreeSet<&str> = all().iter().map(|t| t.kind).collect();
+    let offered: BTreeSet<&str> = OPERATORS.iter().map(|o| o.name).collect();
+    assert_eq!(tried, offered, "each operator of the catalogue needs a line here");
+}
+
+fn obey(tried: &[Tried]) {
+    for Tried { kind, options, edge, input } in tried {
+        println!("{kind} {options}");
+        let build = find(kind).unwrap().build;
+        let make = || build(options, &edge(), &context()).unwrap_or_else(|e| panic!("{kind}: {e:?}"));
+        laws(make, &Laws { input: *input, ..Laws::default() });
+    }
+}
+
+#[test]
+fn stateless_operators_obey() {
+    obey(&stateless());
+}
