@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use fieldstream_engine_api::catalogue::SourceBuild;
 use fieldstream_engine_api::{BuildContext, ConnectContext, SinkInput};
+use fieldstream_operators::batch::BatchConfig;
 use fieldstream_runtime::spec::{GraphSpec, Input, OperatorSpec, PipelineParts, PipelineSpec, SinkBox, SinkSpec, SourceSpec};
 use fieldstream_schemas::decode::Decoder;
-use fieldstream_schemas::time::parse_duration;
 use serde_json::Value;
 
 use crate::plan::{Plan, PlannedOperator, PlannedSink, PlannedSource};
@@ -104,9 +104,8 @@ fn sink_spec(sink: &PlannedSink) -> SinkSpec {
     SinkSpec { name: Arc::clone(&sink.name), inputs: sink.inputs.clone(), gather: sink.gather, dead_letter: sink.dead_letter }
 }
 
-/// Rows and time a `batch` operator asks a turn to wait for: its `max_rows` and `max_wait`, which its own check has accepted.
-pub(crate) fn batch_limits(options: &Value) -> (usize, Duration) {
-    let rows = options.get("max_rows").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-    let wait = options.get("max_wait").and_then(Value::as_str).and_then(parse_duration);
-    (rows.unwrap_or(1), wait.unwrap_or(Duration::from_millis(100)))
+/// Rows and time a `batch` operator asks a turn to wait for.
+pub(crate) fn batch_limits(options: &Value) -> Option<(usize, Duration)> {
+    let config = BatchConfig::parse(options).ok()?;
+    Some((config.max_rows, config.max_wait.0))
 }

@@ -6,17 +6,25 @@
 pub mod build;
 pub mod config;
 pub mod document;
+pub mod explain;
+pub mod graph;
+pub mod lint;
 pub mod load;
 pub mod nodes;
 pub mod plan;
 pub mod problem;
+pub mod schema;
 pub mod substitute;
 mod wiring;
 pub mod yaml;
 
 pub use build::{BuildOptions, build};
+pub use explain::{Explanation, explain};
+pub use graph::{Graph, graph};
+pub use lint::{Report, lint};
 pub use load::{Loaded, load, load_text};
 pub use nodes::Catalogue;
 pub use plan::Plan;
 pub use problem::{Problem, Problems, Severity};
+pub use schema::{schema, schema_text};
 pub use substitute::Environment;

@@ -189,8 +189,8 @@ fn window_time(config: &Config) -> WindowTime {
 /// A turn waits as the `batch` operators ask; without one it starts with the first row.
 fn turn_limits(config: &Config, operators: &[PlannedOperator]) -> TurnLimits {
     let mut turn = TurnLimits { min_rows: 1, max_wait: Duration::ZERO, max_rows: config.limits.turn_rows.max(1) };
-    for operator in operators.iter().filter(|o| o.kind.name == "batch") {
-        let (rows, wait) = crate::build::batch_limits(&operator.options);
+    let batches = operators.iter().filter(|o| o.kind.name == "batch");
+    for (rows, wait) in batches.filter_map(|o| crate::build::batch_limits(&o.options)) {
         turn.min_rows = turn.min_rows.max(rows);
         turn.max_wait = turn.max_wait.max(wait);
     }
