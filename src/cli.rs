@@ -1,0 +1,117 @@
+//! Arguments and logging.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use fieldstream_pipelines::Environment;
+use tracing_subscriber::EnvFilter;
+
+/// Stream engine for sensor data: every device an actor, every pipeline a YAML file.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) logging: Logging,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What is logged, always on stderr.
+#[derive(Debug, Args)]
+pub(crate) struct Logging {
+    /// What to log: a level, or per-room filters such as `fieldstream_runtime=debug`.
+    #[arg(long, global = true, env = "FIELDSTREAM_LOG", default_value = "info")]
+    log: String,
+    /// One JSON object per line instead of text.
+    #[arg(long, global = true, env = "FIELDSTREAM_LOG_JSON")]
+    log_json: bool,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run pipelines until their input ends, or until SIGTERM or Ctrl-C.
+    Run(RunArgs),
+    /// Check pipeline files without running them.
+    Lint(LintArgs),
+}
+
+/// Where references in pipeline files get their values.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct VariableArgs {
+    /// A variable of the pipeline: `--var limit_c=-18`.
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_variable)]
+    vars: Vec<(String, String)>,
+    /// Folder of the files that `${secret:path}` names.
+    #[arg(long, env = "FIELDSTREAM_SECRETS_DIR", value_name = "DIR")]
+    secrets_dir: Option<PathBuf>,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Pipeline files.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) variables: VariableArgs,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Continue an earlier run of finite inputs instead of starting anew.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Print one JSON object per pipeline on stdout at its end.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Settings of the node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// Where state lies.
+    #[arg(long, env = "FIELDSTREAM_DATA_DIR", default_value = ".fieldstream", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Shards; one per core unless given.
+    #[arg(long, env = "FIELDSTREAM_SHARDS")]
+    pub(crate) shards: Option<usize>,
+    /// Address of the admin server (metrics, health, pipelines); off for finite pipelines unless given, else 127.0.0.1:9600.
+    #[arg(long, env = "FIELDSTREAM_ADMIN", value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+}
+
+/// Arguments of `lint`.
+#[derive(Debug, Args)]
+pub(crate) struct LintArgs {
+    /// Pipeline files.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) variables: VariableArgs,
+    /// Print findings as JSON on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl VariableArgs {
+    /// The environment of a run (`lenient` false) or of a check (true).
+    pub(crate) fn environment(&self, lenient: bool) -> Environment {
+        let vars: BTreeMap<String, String> = self.vars.iter().cloned().collect();
+        let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        Environment { env, vars, secrets_dir: self.secrets_dir.clone(), lenient }
+    }
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Sends `tracing` events to stderr. A filter that cannot be read falls back to `info`.
+pub(crate) fn start_logging(logging: &Logging) {
+    let filter = EnvFilter::try_new(&logging.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A logger that is set already (tests) stays.
+    let _ = if logging.log_json { builder.json().try_init() } else { builder.try_init() };
+}

@@ -1,0 +1,33 @@
+//! Exit codes: 0 done, 1 failed while running, 2 wrong usage (clap's own), 78 a pipeline or variable is wrong (sysexits EX_CONFIG).
+
+use std::fmt;
+use std::process::ExitCode;
+
+use fieldstream_pipelines::Problems;
+
+const FAILED: u8 = 1;
+const BAD_PIPELINE: u8 = 78;
+
+/// A pipeline file that cannot run.
+#[derive(Debug)]
+pub(crate) struct BadPipeline(pub(crate) Problems);
+
+impl fmt::Display for BadPipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for BadPipeline {}
+
+/// Says what went wrong on stderr and gives the exit code.
+#[allow(clippy::print_stderr)] // the one place where the program's last words are printed
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(bad) = error.downcast_ref::<BadPipeline>() {
+        eprintln!("{bad}");
+        return ExitCode::from(BAD_PIPELINE);
+    }
+    eprintln!("error: {error:#}");
+    ExitCode::from(FAILED)
+}
