@@ -151,6 +151,11 @@ pub trait Log: Send {
     /// Waits for the next event. Must be safe to drop and call again (it is raced with other events).
     async fn next(&mut self) -> Result<LogEvent, LogError>;
 
+    /// Where a partition without a checkpoint begins: at its lowest offset, unless the log's options say otherwise.
+    fn start_offset(&self, assignment: &Assignment) -> u64 {
+        assignment.first_offset
+    }
+
     /// Reads `partition` from `offset` on. Called once after each assignment, and again on recovery.
     async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError>;
 
