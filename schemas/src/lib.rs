@@ -4,6 +4,7 @@
 
 pub mod columns;
 pub mod decode;
+pub mod encode;
 pub mod payload;
 pub mod position;
 pub mod quality;

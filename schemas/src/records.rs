@@ -1,9 +1,11 @@
 //! Records that leave a pipeline besides readings: alerts, predictions and dead letters.
 
 mod alert;
+mod dead_letter;
 mod prediction;
 
 pub use alert::{Alert, AlertBuilder};
+pub use dead_letter::{KIND_RAW, KIND_READING, RefusedRows, Refuser, dead_letters_of_rejects, dead_letters_of_rows};
 pub use prediction::{Prediction, PredictionBuilder};
 
 use std::sync::{Arc, LazyLock};

@@ -7,7 +7,7 @@ mod object;
 mod output;
 mod parts;
 mod rows;
-mod scan;
+pub(crate) mod scan;
 mod time;
 
 pub use config::{DecodeConfig, Delimiter, Fields, Format, Part, QualityConfig, TimestampUnit, Unknown, ValueForm};

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::config::Fields;
 use super::parts::{Checks, Fault, Parts, Role, Surroundings, Time, time_text};
 use super::rows::{Columns, Value};
-use super::scan::Cursor;
+use super::scan::{Cursor, compact};
 use super::time::Times;
 
 /// A member that is known at some depth.
@@ -378,22 +378,6 @@ fn scalar<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Value<'a>>, Fault> {
         Some(b'-' | b'0'..=b'9') => Ok(Some(Value::Number(cursor.number()?.value))),
         Some(b'"') => Ok(Some(Value::Text(cursor.string()?.resolve()?))),
         _ => Ok(cursor.word()?.map(Value::Flag)),
-    }
-}
-
-/// Copies JSON without the white space between its tokens, so that it stays on one line.
-fn compact(json: &[u8], out: &mut Vec<u8>) {
-    let (mut quoted, mut escaped) = (false, false);
-    for byte in json {
-        if quoted {
-            quoted = escaped || *byte != b'"';
-            escaped = !escaped && *byte == b'\\';
-        } else if byte.is_ascii_whitespace() {
-            continue;
-        } else {
-            quoted = *byte == b'"';
-        }
-        out.push(*byte);
     }
 }
 

@@ -293,3 +293,25 @@ fn special(bytes: &[u8], mut at: usize) -> usize {
     }
     at.min(bytes.len())
 }
+
+/// Copies JSON without the white space between its tokens, so that it stays on one line.
+pub(crate) fn compact(json: &[u8], out: &mut Vec<u8>) {
+    let (mut quoted, mut escaped) = (false, false);
+    for byte in json {
+        if quoted {
+            quoted = escaped || *byte != b'"';
+            escaped = !escaped && *byte == b'\\';
+        } else if byte.is_ascii_whitespace() {
+            continue;
+        } else {
+            quoted = *byte == b'"';
+        }
+        out.push(*byte);
+    }
+}
+
+/// True when `text` is exactly one JSON value.
+pub(crate) fn is_json(text: &str) -> bool {
+    let mut cursor = Cursor::new(text.as_bytes(), 0);
+    cursor.skip_value().is_ok() && cursor.at_end()
+}

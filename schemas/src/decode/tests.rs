@@ -60,7 +60,7 @@ fn picture(decoded: &Decoded) -> String {
         out += if rows.stamped.value(row) { " stamped\n" } else { "\n" };
     }
     for r in &decoded.rejects {
-        let bytes = String::from_utf8_lossy(&r.payload);
+        let bytes = String::from_utf8_lossy(&r.payload).replace('\n', "<LF>").replace('\r', "<CR>");
         out += &format!("{}/{} {}: {} | {bytes}\n", r.position.offset, r.position.row, r.code, r.message);
     }
     out
@@ -116,8 +116,7 @@ fn what_is_no_reading_is_rejected_with_its_bytes() {
         &expect![[r#"
             700/0 d s - 2026-11-23T10:00:00.000Z 1.0 - good stamped
             0/0 parse: the payload is empty | 
-            100/0 parse: not a JSON object |  
- 
+            100/0 parse: not a JSON object |  <LF> 
             200/0 parse: not a JSON object | null
             300/0 parse: something follows after the object | {"deviceId":"d","sensorId":"s","value":1}x
             400/0 parse: value appears twice | {"deviceId":"d","sensorId":"s","value":1,"value":1}
@@ -152,7 +151,7 @@ fn arrays_and_lines_reject_row_by_row() {
             200/0 d s - 2026-11-23T10:00:00.000Z 3.0 - good stamped
             500/1 f s - 2026-11-23T10:00:00.000Z 5.0 - good stamped
             0/1 parse: not a JSON object | 7
-            100/1 parse: expected a string | {"deviceId":"d",
+            100/1 parse: expected a string | {"deviceId":"d",<CR>
             300/0 parse: expected a comma or a closing bracket | [{"deviceId":"d","sensorId":"s","value":4}
             400/0 parse: the array holds no reading | []
             500/0 parse: not UTF-8 text | {"deviceId":"�","sensorId":"s","value":1}
