@@ -104,6 +104,10 @@ pub(crate) const ROOMS: &[Room] = &[
 /// Names that begin a crate behind which reaching is not looked at: DataFusion brings tokio and an object store by itself.
 pub(crate) const DOORS: &[&str] = &["datafusion"];
 
+/// Crates whose types pass between rooms, or whose build is heavy.
+pub(crate) const ONE_COPY: &[&str] =
+    &["arrow", "arrow-schema", "bytes", "datafusion-common", "object_store", "parquet", "rdkafka-sys", "rustls", "sqlx", "tokio"];
+
 /// Clients, runtimes and stores that a room must not get at through other crates either.
 pub(crate) const NEVER_REACH: &[(&str, &[&str])] = &[
     ("fieldstream-schemas", &["tokio", "actix", "rdkafka", "rumqttc", "sqlx", "object_store", "datafusion-common"]),

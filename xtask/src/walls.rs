@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::scan;
 use crate::sources::{self, Source};
-use crate::table::{DOORS, NEVER_REACH, ROOMS, Room, USE_WALLS, UseWall};
+use crate::table::{DOORS, NEVER_REACH, ONE_COPY, ROOMS, Room, USE_WALLS, UseWall};
 
 /// All findings of the workspace at `root`.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
@@ -24,6 +24,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is no JSON")?;
     let mut findings = edges(&metadata, ROOMS);
     findings.extend(reaches(&metadata));
+    findings.extend(copies(&metadata));
     findings.extend(uses(&sources::read_all(root)?, USE_WALLS));
     Ok(findings)
 }
@@ -90,6 +91,16 @@ fn reaches(metadata: &Value) -> Vec<String> {
         }
     }
     findings
+}
+
+/// Crates that are in the tree more than once and must not be.
+fn copies(metadata: &Value) -> Vec<String> {
+    let versions_of = |name: &str| -> Vec<&str> {
+        list(metadata, "packages").iter().filter(|p| p["name"] == name).map(|p| texts(p, "version")).collect()
+    };
+    let all = ONE_COPY.iter().map(|name| (name, versions_of(name))).filter(|(_, versions)| versions.len() > 1);
+    all.map(|(name, versions)| format!("{name} is in the tree as {}: two copies are two incompatible types", versions.join(" and ")))
+        .collect()
 }
 
 /// Words that code may use in some files only. Tests are free.
@@ -161,6 +172,14 @@ mod tests {
         ];
         let found = reaches(&json!({ "packages": packages, "resolve": { "nodes": nodes } }));
         assert_eq!(found, ["fieldstream-operators must not reach actix, but does: fieldstream-operators -> helper -> actix"]);
+    }
+
+    #[test]
+    fn a_second_copy_of_arrow_is_found() {
+        let package = |name: &str, version: &str| json!({ "name": name, "version": version });
+        let packages = [package("arrow", "59.0.0"), package("arrow", "60.0.0"), package("rand", "0.8.5"), package("rand", "0.9.0")];
+        let found = copies(&json!({ "packages": packages }));
+        assert_eq!(found, ["arrow is in the tree as 59.0.0 and 60.0.0: two copies are two incompatible types"]);
     }
 
     #[test]
