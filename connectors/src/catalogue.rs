@@ -8,6 +8,8 @@ pub static SOURCES: &[SourceKind] = &[
     crate::file::source::KIND,
     #[cfg(feature = "generator")]
     crate::generator::SOURCE,
+    #[cfg(feature = "kafka")]
+    crate::kafka::SOURCE,
     #[cfg(feature = "mqtt")]
     crate::mqtt::SOURCE,
 ];

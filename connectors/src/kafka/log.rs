@@ -1,0 +1,116 @@
+//! The Kafka source as a log: commands to the consumer's thread, events from it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use fieldstream_engine_api::{Assignment, Log, LogError, LogEvent};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use tokio::sync::oneshot;
+
+use super::group::GroupContext;
+use super::options::{RecordKey, Start, creation_cause};
+use super::outbox::Outbox;
+use super::reader::{Command, Reader};
+
+/// What the log reads, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct LogSettings {
+    pub(crate) topic: String,
+    pub(crate) source: Arc<str>,
+    pub(crate) start: Start,
+    pub(crate) key: RecordKey,
+}
+
+/// A Kafka topic as a log.
+pub(crate) struct KafkaLog {
+    config: ClientConfig,
+    settings: LogSettings,
+    outbox: Arc<Outbox>,
+    running: Option<Running>,
+}
+
+struct Running {
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Running {
+    /// Leaves the group before the log is gone, so that a successor in this process need not wait for the session's timeout.
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the Kafka consumer's thread panicked");
+        }
+    }
+}
+
+impl KafkaLog {
+    /// A log that connects when it is first used.
+    pub(crate) fn new(config: ClientConfig, settings: LogSettings) -> Self {
+        Self { config, settings, outbox: Arc::default(), running: None }
+    }
+
+    fn start(&self) -> Result<Running, LogError> {
+        let topic = self.settings.topic.clone();
+        let context = format!("read Kafka topic {topic}");
+        let fatal = |error: &rdkafka::error::KafkaError| LogError::Fatal { context: context.clone(), cause: creation_cause(error) };
+        let consumer: BaseConsumer<GroupContext> =
+            self.config.create_with_context(GroupContext::default()).map_err(|error| fatal(&error))?;
+        consumer.subscribe(&[&topic]).map_err(|error| fatal(&error))?;
+        let (commands, inbox) = channel();
+        let with_keys = self.settings.key == RecordKey::DeviceId;
+        let reader = Reader::new(consumer, topic, Arc::clone(&self.settings.source), with_keys, inbox, Arc::clone(&self.outbox));
+        let thread = std::thread::Builder::new()
+            .name("kafka-consumer".into())
+            .spawn(move || reader.run())
+            .map_err(|error| LogError::Fatal { context, cause: format!("no thread for the consumer: {error}") })?;
+        Ok(Running { commands: Some(commands), thread: Some(thread) })
+    }
+
+    /// Sends a command; false when the consumer's thread does not run.
+    fn command(&self, command: Command) -> bool {
+        self.running.as_ref().and_then(|r| r.commands.as_ref()).is_some_and(|commands| commands.send(command).is_ok())
+    }
+
+    fn not_running(&self) -> LogError {
+        LogError::Fatal { context: format!("read Kafka topic {}", self.settings.topic), cause: "the consumer's thread has ended".into() }
+    }
+}
+
+#[async_trait]
+impl Log for KafkaLog {
+    async fn next(&mut self) -> Result<LogEvent, LogError> {
+        if self.running.is_none() {
+            self.running = Some(self.start()?);
+        }
+        self.outbox.next().await
+    }
+
+    fn start_offset(&self, assignment: &Assignment) -> u64 {
+        match self.settings.start {
+            Start::Earliest => assignment.first_offset,
+            Start::Latest => assignment.end_offset,
+        }
+    }
+
+    async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
+        let (reply, answer) = oneshot::channel();
+        if !self.command(Command::Seek { partition: partition as i32, offset, reply }) {
+            return Err(self.not_running());
+        }
+        answer.await.unwrap_or_else(|_| Err(self.not_running()))
+    }
+
+    async fn acknowledge(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
+        if self.command(Command::Acknowledge { partition: partition as i32, offset }) { Ok(()) } else { Err(self.not_running()) }
+    }
+
+    fn pause(&mut self, partition: u32, paused: bool) {
+        if !self.command(Command::Pause { partition: partition as i32, paused }) {
+            tracing::warn!(partition, "a partition of a log that does not run was to be paused");
+        }
+    }
+}

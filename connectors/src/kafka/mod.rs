@@ -1,0 +1,57 @@
+//! Kafka: a topic as a log, and a sink that publishes rows.
+//!
+//! The source is a member of a consumer group (`cooperative-sticky`), which decides who reads which partition; where reading
+//! begins is the engine's decision alone: the group's offsets follow its checkpoints and are for dashboards. The log id is
+//! `kafka:<cluster id>:<topic>`, so a topic that is deleted and made again under its name is told apart only by its offsets.
+
+mod block;
+mod group;
+mod log;
+pub mod options;
+mod outbox;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use fieldstream_engine_api::{Built, BuiltLog, ConnectContext, SourceBuild, SourceKind};
+use serde_json::Value;
+
+use self::log::{KafkaLog, LogSettings};
+use self::options::SourceOptions;
+use crate::options::parse;
+
+/// The `kafka` source.
+pub const SOURCE: SourceKind = SourceKind {
+    name: "kafka",
+    about: "Readings from a Kafka topic whose records are keyed by device",
+    schema: || schemars::schema_for!(SourceOptions).to_value(),
+    check: |value| source_options(value).map(|_| ()),
+    build: SourceBuild::Log(build_source),
+};
+
+fn source_options(value: &Value) -> Built<SourceOptions> {
+    let options: SourceOptions = parse(value)?;
+    let errors = options::check(&options.brokers, &options.topic, options.security.as_ref(), &options.properties);
+    if errors.is_empty() { Ok(options) } else { Err(errors) }
+}
+
+fn build_source(value: &Value, context: &ConnectContext) -> Built<BuiltLog> {
+    let options = source_options(value)?;
+    let mut config = options::client_config(&options.brokers, options.security.as_ref(), &options.properties, context);
+    let group = options.group.unwrap_or_else(|| format!("fieldstream-{}", context.pipeline));
+    config
+        .set("group.id", group)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("allow.auto.create.topics", "false")
+        .set("queued.max.messages.kbytes", "32768");
+    if let Some(instance) = options.instance {
+        config.set("group.instance.id", instance);
+    }
+    let settings = LogSettings { topic: options.topic, source: Arc::clone(&context.node), start: options.start, key: options.key };
+    Ok(BuiltLog { log: Box::new(KafkaLog::new(config, settings)), finite: false })
+}

@@ -1,0 +1,386 @@
+//! The consumer's thread: it alone talks to the client library, which wants to be polled and blocks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant, SystemTime};
+
+use fieldstream_engine_api::{Assignment, LogError, LogEvent, LogId};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Message, Timestamp};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::oneshot;
+
+use super::block::{BlockBuilder, Record};
+use super::group::{Change, GroupContext};
+use super::outbox::Outbox;
+
+/// Bytes that may wait for the engine before fetching stops; it goes on at half of that.
+const OUTBOX_BYTES: usize = 32 << 20;
+/// How long the thread waits for records, and so at most for a command.
+const IDLE: Duration = Duration::from_millis(10);
+/// How long a question to the brokers may take.
+const QUESTION: Duration = Duration::from_secs(5);
+/// Time between two attempts to learn what a new partition holds.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Records taken between two looks at the commands.
+const RUN: u32 = 256;
+
+/// What the engine wants.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Seek { partition: i32, offset: u64, reply: oneshot::Sender<Result<(), LogError>> },
+    Acknowledge { partition: i32, offset: u64 },
+    Pause { partition: i32, paused: bool },
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    /// Next offset to pass on; `None` before the seek.
+    next: Option<u64>,
+    block: BlockBuilder,
+    /// The engine's queue is full.
+    paused: bool,
+}
+
+/// State of the thread.
+pub(crate) struct Reader {
+    pub(crate) consumer: BaseConsumer<GroupContext>,
+    pub(crate) topic: String,
+    pub(crate) source: Arc<str>,
+    pub(crate) with_keys: bool,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) outbox: Arc<Outbox>,
+    state: State,
+}
+
+#[derive(Default)]
+struct State {
+    partitions: BTreeMap<i32, Partition>,
+    /// Assigned, but what they hold is not known yet.
+    unknown: Vec<i32>,
+    ask_again: Option<Instant>,
+    cluster: Option<String>,
+    /// Fetching stopped because the outbox is full.
+    stalled: bool,
+    /// The last state of the connection that was logged.
+    trouble: Option<Code>,
+    ever_assigned: bool,
+    create_time_told: bool,
+}
+
+impl Reader {
+    pub(crate) fn new(
+        consumer: BaseConsumer<GroupContext>,
+        topic: String,
+        source: Arc<str>,
+        with_keys: bool,
+        commands: Receiver<Command>,
+        outbox: Arc<Outbox>,
+    ) -> Self {
+        Self { consumer, topic, source, with_keys, commands, outbox, state: State::default() }
+    }
+
+    /// Runs until the other end of the commands is dropped.
+    pub(crate) fn run(mut self) {
+        while self.serve_commands() {
+            self.limit();
+            self.introduce();
+            for _ in 0..RUN {
+                if !self.poll() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Takes one record or event; false when there is none at the moment, or something else is to be done first.
+    fn poll(&mut self) -> bool {
+        let idle = self.state.partitions.values().all(|p| p.block.is_empty());
+        let polled = self.consumer.poll(if idle { IDLE } else { Duration::ZERO });
+        let more = match polled {
+            Some(Ok(message)) => {
+                take(&mut self.state, &message, self.with_keys, &self.source, &self.outbox);
+                true
+            }
+            Some(Err(error)) => {
+                self.trouble(&error);
+                false
+            }
+            None => false,
+        };
+        for change in self.consumer.context().take_changes() {
+            self.change(change);
+        }
+        if !more {
+            self.flush();
+        }
+        more
+    }
+
+    fn flush(&mut self) {
+        for (number, partition) in &mut self.state.partitions {
+            if let Some(batch) = partition.block.take(*number as u32, &self.source) {
+                self.outbox.push_batch(batch);
+            }
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Assigned(numbers) => {
+                self.state.ever_assigned = true;
+                for number in &numbers {
+                    self.state.partitions.insert(*number, Partition::default());
+                    self.outbox.pause(*number as u32, false);
+                }
+                self.state.unknown.extend(numbers);
+                self.state.ask_again = None;
+            }
+            Change::Revoked(numbers) => {
+                for number in &numbers {
+                    self.state.partitions.remove(number);
+                    self.outbox.forget(*number as u32);
+                }
+                let (unknown, known): (Vec<i32>, Vec<i32>) = numbers.iter().partition(|n| self.state.unknown.contains(n));
+                self.state.unknown.retain(|n| !unknown.contains(n));
+                if !known.is_empty() {
+                    self.outbox.push(Ok(LogEvent::Revoked(known.into_iter().map(|n| n as u32).collect())));
+                }
+            }
+        }
+    }
+
+    /// Tells the engine about newly assigned partitions, once the brokers have said what they hold.
+    fn introduce(&mut self) {
+        if self.state.unknown.is_empty() || self.state.ask_again.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        self.state.ask_again = Some(Instant::now() + AGAIN);
+        if self.state.cluster.is_none() {
+            self.state.cluster = self.consumer.client().fetch_cluster_id(QUESTION);
+        }
+        let Some(cluster) = &self.state.cluster else { return };
+        let log_id = LogId(format!("kafka:{cluster}:{}", self.topic).into());
+        let mut known = Vec::new();
+        let mut unknown = Vec::new();
+        for number in std::mem::take(&mut self.state.unknown) {
+            // After one failure the others are asked later: the group must be kept alive by polling meanwhile.
+            match if unknown.is_empty() { self.consumer.client().fetch_watermarks(&self.topic, number, QUESTION).ok() } else { None } {
+                Some((low, high)) => known.push(Assignment {
+                    partition: number as u32,
+                    log_id: log_id.clone(),
+                    first_offset: low.max(0) as u64,
+                    end_offset: high.max(0) as u64,
+                }),
+                None => unknown.push(number),
+            }
+        }
+        self.state.unknown = unknown;
+        if !known.is_empty() {
+            self.calm();
+            self.outbox.push(Ok(LogEvent::Assigned(known)));
+        }
+    }
+
+    /// Serves what the engine wants; false when it is gone.
+    fn serve_commands(&mut self) -> bool {
+        let mut commits = TopicPartitionList::new();
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Seek { partition, offset, reply }) => {
+                    let result = self.seek(partition, offset);
+                    if reply.send(result).is_err() {
+                        tracing::debug!(partition, "nobody waits for the seek any more");
+                    }
+                }
+                Ok(Command::Acknowledge { partition, offset }) => {
+                    let owned = self.state.partitions.contains_key(&partition);
+                    if owned && commits.add_partition_offset(&self.topic, partition, Offset::Offset(offset as i64)).is_err() {
+                        tracing::debug!(partition, offset, "no group offset");
+                    }
+                }
+                Ok(Command::Pause { partition, paused }) => self.pause(partition, paused),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        if commits.count() > 0
+            && let Err(error) = self.consumer.commit(&commits, CommitMode::Async)
+        {
+            tracing::debug!(%error, "group offsets were not committed; they are for dashboards only");
+        }
+        true
+    }
+
+    fn one(&self, partition: i32) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.topic, partition);
+        list
+    }
+
+    fn seek(&mut self, number: i32, offset: u64) -> Result<(), LogError> {
+        let context = || format!("read partition {number} of Kafka topic {} from offset {offset}", self.topic);
+        let retry = |cause: String| LogError::Retry { context: context(), cause };
+        let Some(read) = self.state.partitions.get(&number).map(|p| p.next.is_some()) else {
+            return Err(retry("the partition is not ours now".into()));
+        };
+        let (low, high) =
+            self.consumer.client().fetch_watermarks(&self.topic, number, QUESTION).map_err(|error| retry(error.to_string()))?;
+        check_offset(number, offset, low, high)
+            .map_err(|error| error.unwrap_or_else(|cause| LogError::Fatal { context: context(), cause }))?;
+        if read {
+            self.consumer.incremental_unassign(&self.one(number)).map_err(|error| retry(error.to_string()))?;
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, number, Offset::Offset(offset as i64)).map_err(|error| retry(error.to_string()))?;
+        self.consumer.incremental_assign(&list).map_err(|error| retry(error.to_string()))?;
+        self.outbox.forget(number as u32);
+        let paused = self.state.partitions.get(&number).is_some_and(|p| p.paused);
+        self.state.partitions.insert(number, Partition { next: Some(offset), block: BlockBuilder::default(), paused });
+        if paused || self.state.stalled {
+            self.fetch(number, false);
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, number: i32, paused: bool) {
+        let Some(partition) = self.state.partitions.get_mut(&number) else { return };
+        if partition.paused == paused {
+            return;
+        }
+        partition.paused = paused;
+        let read = partition.next.is_some();
+        self.outbox.pause(number as u32, paused);
+        if read && !self.state.stalled {
+            self.fetch(number, !paused);
+        }
+    }
+
+    /// Lets the library fetch a partition, or not. What it has fetched and not handed out it fetches again later.
+    fn fetch(&self, number: i32, on: bool) {
+        let list = self.one(number);
+        let done = if on { self.consumer.resume(&list) } else { self.consumer.pause(&list) };
+        if let Err(error) = done {
+            tracing::debug!(partition = number, %error, "fetching was not switched");
+        }
+    }
+
+    /// Stops fetching while the engine has more than enough.
+    fn limit(&mut self) {
+        let bytes = self.outbox.bytes();
+        let stalled = if self.state.stalled { bytes > OUTBOX_BYTES / 2 } else { bytes > OUTBOX_BYTES };
+        if stalled == self.state.stalled {
+            return;
+        }
+        self.state.stalled = stalled;
+        for (number, partition) in &self.state.partitions {
+            if partition.next.is_some() && !partition.paused {
+                self.fetch(*number, !stalled);
+            }
+        }
+    }
+
+    fn calm(&mut self) {
+        if self.state.trouble.take().is_some() {
+            tracing::info!(topic = %self.topic, "Kafka answers again");
+        }
+    }
+
+    /// Errors of the library. It reconnects by itself; what changes is logged once, what a person must do is passed on.
+    fn trouble(&mut self, error: &KafkaError) {
+        let code = match error {
+            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => *code,
+            other => {
+                tracing::warn!(topic = %self.topic, error = %other, "Kafka consumer");
+                return;
+            }
+        };
+        let context = format!("read Kafka topic {}", self.topic);
+        let fatal = |cause: String| Some(LogError::Fatal { context: context.clone(), cause });
+        let passed_on = match code {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+                let cause = "there is no such topic; create it, with message.timestamp.type=LogAppendTime".to_owned();
+                Some(LogError::Retry { context: context.clone(), cause })
+            }
+            Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::ClusterAuthorizationFailed => {
+                fatal(format!("not allowed: {code}"))
+            }
+            Code::Authentication | Code::SaslAuthenticationFailed if !self.state.ever_assigned => {
+                fatal(format!("not authenticated: {code}"))
+            }
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.find_truncated(),
+            _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => fatal(code.to_string()),
+            _ => None,
+        };
+        if self.state.trouble != Some(code) {
+            self.state.trouble = Some(code);
+            tracing::warn!(topic = %self.topic, cause = %code, "trouble with Kafka; the client keeps trying");
+            if let Some(error) = passed_on {
+                self.outbox.push(Err(error));
+            }
+        }
+    }
+
+    /// Which partition no longer has the offset we are at.
+    fn find_truncated(&self) -> Option<LogError> {
+        for (number, partition) in &self.state.partitions {
+            let Some(next) = partition.next else { continue };
+            let Ok((low, high)) = self.consumer.client().fetch_watermarks(&self.topic, *number, QUESTION) else { continue };
+            if let Err(error) = check_offset(*number, next, low, high) {
+                let context = format!("read partition {number} of Kafka topic {}", self.topic);
+                return Some(error.unwrap_or_else(|cause| LogError::Fatal { context, cause }));
+            }
+        }
+        None
+    }
+}
+
+/// Whether `offset` can be read from a partition that holds `low..high`. The error is one of truncation, or else its cause.
+fn check_offset(partition: i32, offset: u64, low: i64, high: i64) -> Result<(), Result<LogError, String>> {
+    let (low, high) = (low.max(0) as u64, high.max(0) as u64);
+    if offset < low {
+        return Err(Ok(LogError::Truncated { partition: partition as u32, wanted: offset, first_offset: low }));
+    }
+    if offset > high {
+        return Err(Err(format!("the partition ends at {high}: the log is not the one it was, or has lost records")));
+    }
+    Ok(())
+}
+
+/// Passes a record on, unless it is left over from before a seek.
+fn take(state: &mut State, message: &BorrowedMessage<'_>, with_keys: bool, source: &Arc<str>, outbox: &Outbox) {
+    let Some(partition) = state.partitions.get_mut(&message.partition()) else { return };
+    let offset = message.offset().max(0) as u64;
+    if partition.next.is_none_or(|next| offset < next) {
+        return;
+    }
+    let append_us = match message.timestamp() {
+        Timestamp::LogAppendTime(ms) => ms.saturating_mul(1000),
+        Timestamp::CreateTime(_) | Timestamp::NotAvailable => {
+            if !std::mem::replace(&mut state.create_time_told, true) {
+                let topic = message.topic();
+                tracing::warn!(
+                    topic,
+                    "the topic has no append time, the receive time stands for it; set message.timestamp.type=LogAppendTime"
+                );
+            }
+            now_us()
+        }
+    };
+    let record = Record { offset, payload: message.payload().unwrap_or_default(), key: message.key(), append_us };
+    partition.next = Some(offset + 1);
+    if partition.block.push(record, with_keys)
+        && let Some(batch) = partition.block.take(message.partition() as u32, source)
+    {
+        outbox.push_batch(batch);
+    }
+    if state.trouble.take().is_some() {
+        tracing::info!(topic = message.topic(), "Kafka answers again");
+    }
+}
+
+fn now_us() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+}
