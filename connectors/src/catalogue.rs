@@ -15,7 +15,14 @@ pub static SOURCES: &[SourceKind] = &[
 ];
 
 /// One line per sink.
-pub static SINKS: &[SinkKind] = &[];
+pub static SINKS: &[SinkKind] = &[
+    crate::blackhole::KIND,
+    #[cfg(feature = "file")]
+    crate::file::sink::KIND,
+    crate::stdout::KIND,
+    #[cfg(feature = "timescale")]
+    crate::timescale::sink::KIND,
+];
 
 /// The source called `name` in YAML.
 #[must_use]

@@ -2,6 +2,7 @@
 //!
 //! A new connector is one folder here, one line in [`catalogue`] and one live test.
 
+pub mod blackhole;
 pub mod catalogue;
 #[cfg(feature = "file")]
 pub mod file;
@@ -12,5 +13,8 @@ pub mod kafka;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 mod options;
-#[cfg(any(feature = "kafka", feature = "mqtt"))]
+#[cfg(any(feature = "kafka", feature = "mqtt", feature = "timescale"))]
 mod secret;
+pub mod stdout;
+#[cfg(feature = "timescale")]
+pub mod timescale;

@@ -2,4 +2,8 @@
 
 mod blocks;
 mod inputs;
+mod sidecar;
+pub mod sink;
 pub mod source;
+mod template;
+mod writer;

@@ -1,0 +1,113 @@
+//! The `file` sink: newline-delimited JSON, exactly once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use fieldstream_engine_api::{
+    Built, Committed, ConfigError, ConnectContext, Generation, Guarantee, PartitionKey, Sink, SinkBatch, SinkError, SinkInput, SinkKind,
+};
+use fieldstream_schemas::columns::{TS, time_type};
+use fieldstream_schemas::encode::json::JsonWriter;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::task::spawn_blocking;
+
+use super::template::Template;
+use super::writer::Writer;
+use crate::options;
+
+/// The catalogue line of the `file` sink.
+pub const KIND: SinkKind = SinkKind {
+    name: "file",
+    about: "Newline-delimited JSON files, by event time if wanted. Exactly once.",
+    schema: || schemars::schema_for!(Options).to_value(),
+    check: |value, inputs| read_options(value, inputs).map(|_| Guarantee::ExactlyOnce),
+    build,
+};
+
+/// Options of the `file` sink.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Path of the file; `%Y`, `%m`, `%d` and `%H` are the row's event time in UTC. Relative to the working directory.
+    path: String,
+    /// How rows are written.
+    #[serde(default)]
+    #[allow(dead_code)] // one value so far; the field makes the format visible in YAML
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    /// One JSON object a line.
+    #[default]
+    Ndjson,
+}
+
+fn read_options(value: &Value, inputs: &[SinkInput]) -> Built<Template> {
+    let options: Options = options::parse(value)?;
+    let template = Template::parse(&options.path).map_err(|message| vec![ConfigError::new("/path", message)])?;
+    let timeless = |input: &&SinkInput| input.edge.schema.field_with_name(TS).map_or(true, |f| *f.data_type() != time_type());
+    match inputs.iter().find(timeless) {
+        Some(input) if template.dated() => {
+            let error = ConfigError::new("/path", format!("takes the event time, but `{}` has no column `{TS}`", input.name));
+            Err(vec![error.hint("write a path without %Y, %m, %d and %H")])
+        }
+        _ => Ok(template),
+    }
+}
+
+fn build(value: &Value, inputs: &[SinkInput], context: &ConnectContext) -> Built<Box<dyn Sink>> {
+    Ok(Box::new(FileSink::new(read_options(value, inputs)?, inputs, context)))
+}
+
+/// The writer works on the blocking pool; it is shared so that a dropped `commit` leaves it whole.
+struct FileSink {
+    writer: Arc<Mutex<Writer>>,
+}
+
+impl FileSink {
+    fn new(template: Template, inputs: &[SinkInput], context: &ConnectContext) -> Self {
+        let writer = Writer {
+            sink: context.node.to_string(),
+            template,
+            encoders: inputs.iter().map(|input| JsonWriter::new(&input.edge.schema)).collect(),
+            fresh: !context.resume,
+            owned: BTreeMap::new(),
+        };
+        Self { writer: Arc::new(Mutex::new(writer)) }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writer) -> Result<T, SinkError> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        let writer = Arc::clone(&self.writer);
+        let task = spawn_blocking(move || work(&mut writer.lock().unwrap_or_else(PoisonError::into_inner)));
+        task.await.map_err(|e| SinkError::Fatal { context: "write files".to_owned(), cause: e.to_string() })?
+    }
+}
+
+#[async_trait]
+impl Sink for FileSink {
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::ExactlyOnce
+    }
+
+    async fn open(&mut self, partition: &PartitionKey, generation: Generation) -> Result<Option<Committed>, SinkError> {
+        let key = partition.clone();
+        self.blocking(move |writer| writer.open(&key, generation)).await
+    }
+
+    async fn commit(&mut self, batches: &[SinkBatch]) -> Result<Vec<Committed>, SinkError> {
+        let batches = batches.to_vec();
+        self.blocking(move |writer| writer.commit(&batches)).await
+    }
+}
+
+#[cfg(test)]
+#[path = "sink_tests.rs"]
+mod tests;
