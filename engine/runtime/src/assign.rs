@@ -54,7 +54,8 @@ impl Coordinator<'_> {
         let marks = self.open_sinks(&key, claim.generation).await?;
         let restored = store.latest().await?;
         restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
-        let mut hosted = Partition::new(&self.spec, &key, assignment.first_offset).map_err(|errors| PipelineError::Build(join(&errors)))?;
+        let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
+            .map_err(|errors| PipelineError::Build(join(&errors)))?;
         if let Some(checkpoint) = &restored.checkpoint {
             hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
         }
@@ -120,7 +121,7 @@ impl Coordinator<'_> {
             sink.accounted += offered;
             sink.refused.insert(key.partition, mark.as_ref().map_or(0, |m| m.refused));
         }
-        inner.operators = hosted.graph().counts().map(|(name, kind, _)| (Arc::clone(name), kind)).collect();
+        inner.operators = hosted.graph().meters().map(|(name, kind, _)| (Arc::clone(name), kind)).collect();
         let status = PartitionStatus {
             log_id: key.log_id.clone(),
             queue: Arc::default(),
@@ -129,7 +130,11 @@ impl Coordinator<'_> {
             settled: totals.clone(),
             now: totals,
             unsettled: std::collections::VecDeque::new(),
-            counts: Vec::new(),
+            meters: Vec::new(),
+            event_us: None,
+            paused_since: None,
+            paused_for: std::time::Duration::ZERO,
+            state_bytes: 0,
             active_devices: hosted.slots().active_devices(),
             checkpoint: None,
             checkpoint_at_s: None,

@@ -67,8 +67,11 @@ impl Coordinator<'_> {
         }
     }
 
-    pub(crate) fn snapshot_taken(&mut self, partition: u32, data: CheckpointData) {
+    pub(crate) fn snapshot_taken(&mut self, partition: u32, data: CheckpointData, state_bytes: usize) {
         let at = data.at;
+        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+            status.state_bytes = state_bytes;
+        }
         if let Some(owned) = self.owned.get_mut(&partition) {
             owned.snapshot = Some(data);
         }

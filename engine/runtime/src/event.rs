@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use fieldstream_checkpoint::{CheckpointData, CheckpointId, PendingCheckpoint, StoreError};
-use fieldstream_engine_api::{Committed, Mark, NodeCounts, SinkError};
+use fieldstream_engine_api::{Committed, Mark, SinkError};
 
+use crate::graph::NodeMeter;
 use crate::ledger::Totals;
 
 /// One thing that happened.
@@ -18,10 +19,12 @@ pub enum Event {
         complete_to: Mark,
         /// Its account up to there.
         totals: Totals,
-        /// Accounts of its operators since it was hosted.
-        counts: Vec<NodeCounts>,
+        /// What its operators have done since it was hosted.
+        meters: Vec<NodeMeter>,
         /// Device actors in memory.
         active_devices: usize,
+        /// Newest event time in the turn's input, microseconds since the epoch.
+        event_us: Option<i64>,
     },
     /// A turn panicked; the partition takes no more turns until it is restored.
     Panicked {
@@ -38,6 +41,8 @@ pub enum Event {
         partition: u32,
         /// The copy.
         data: Box<CheckpointData>,
+        /// Bytes of keyed state in memory.
+        state_bytes: usize,
     },
     /// The files of a snapshot are durable, or not.
     Stored {

@@ -9,6 +9,7 @@ use fieldstream_engine_api::{
     BuildContext, ConfigErrors, Emitter, KeyedBatch, Keys, NodeCounts, Operator, Rejected, SinkRows, SlotDirectory, Tick,
 };
 
+use crate::clock::Clock;
 use crate::ledger::Totals;
 use crate::spec::{GraphSpec, PortRef};
 
@@ -35,8 +36,19 @@ struct Node {
     detached: bool,
     /// Ports named `late`: true where they lead to the dead letter.
     late_is_dead: bool,
-    counts: NodeCounts,
+    meter: NodeMeter,
     emitter: Emitter,
+}
+
+/// What an operator has done since its partition was hosted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeMeter {
+    /// Rows by disposition.
+    pub counts: NodeCounts,
+    /// Batches handled.
+    pub batches: u64,
+    /// Time spent in it, nanoseconds.
+    pub busy_ns: u64,
 }
 
 struct SinkNode {
@@ -140,7 +152,7 @@ impl Graph {
                 absorbs: false,
                 detached: false,
                 late_is_dead,
-                counts: NodeCounts::default(),
+                meter: NodeMeter::default(),
                 emitter: Emitter::default(),
                 operator,
             });
@@ -191,6 +203,7 @@ impl Graph {
         tick: Option<(&Tick, &[u32])>,
         slots: &SlotDirectory,
         totals: &mut Totals,
+        clock: &dyn Clock,
         dead_letters: &mut MakeDeadLetters<'_>,
     ) {
         self.grow(slots);
@@ -200,6 +213,7 @@ impl Graph {
             let detached = self.nodes[number].upstream.iter().any(|u| self.nodes[*u].absorbs || self.nodes[*u].detached);
             let node = &mut self.nodes[number];
             let received = input.iter().map(KeyedBatch::len).sum();
+            let start = clock.monotonic();
             for batch in &input {
                 node.operator.on_batch(batch, slots, &mut node.emitter);
             }
@@ -208,7 +222,9 @@ impl Graph {
             }
             let (sent, rejected, counts) = node.emitter.finish(received);
             debug_assert!(counts.balanced(), "node {} lost or doubled rows: {counts:?}", node.name);
-            node.counts.add(&counts);
+            node.meter.counts.add(&counts);
+            node.meter.batches += input.len() as u64;
+            node.meter.busy_ns += clock.monotonic().saturating_sub(start).as_nanos() as u64;
             if node.prefix && !detached {
                 account(node, &counts, &rejected, totals);
             }
@@ -271,9 +287,14 @@ impl Graph {
         }
     }
 
-    /// Accounts of all operators: (name, kind, counts).
-    pub fn counts(&self) -> impl Iterator<Item = (&Arc<str>, &'static str, NodeCounts)> + '_ {
-        self.nodes.iter().map(|n| (&n.name, n.kind, n.counts))
+    /// All operators: (name, kind, meter).
+    pub fn meters(&self) -> impl Iterator<Item = (&Arc<str>, &'static str, NodeMeter)> + '_ {
+        self.nodes.iter().map(|n| (&n.name, n.kind, n.meter))
+    }
+
+    /// Bytes of all keyed state in memory.
+    pub fn state_bytes(&mut self) -> usize {
+        self.nodes.iter_mut().flat_map(|n| n.operator.states()).map(|s| s.bytes()).sum()
     }
 
     /// Codes the operators on the path before the first fan-out may reject with.

@@ -19,4 +19,3 @@ pub mod snapshot;
 pub mod spec;
 pub mod status;
 pub mod time;
-mod tmp_json;

@@ -10,9 +10,11 @@ use fieldstream_engine_api::{
     Tick, TickTime,
 };
 use fieldstream_schemas::decode::Decoder;
-use fieldstream_schemas::records::RecordIds;
+use fieldstream_schemas::encode::JsonWriter;
+use fieldstream_schemas::records::{RecordIds, Refuser};
 use fieldstream_schemas::{Decoded, PayloadBlock, Readings, Reject};
 
+use crate::clock::Clock;
 use crate::dead_letters;
 use crate::decisions;
 use crate::graph::Graph;
@@ -21,7 +23,6 @@ use crate::ledger::Totals;
 use crate::snapshot::{self, RestoreError};
 use crate::spec::{PipelineSpec, TimeSpec};
 use crate::time::PartitionTime;
-use crate::tmp_json::JsonWriter;
 
 /// What one turn produced.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct TurnOutput {
     pub totals: Totals,
     /// Ingest time of the newest row, microseconds since the epoch, for latency metrics.
     pub ingest_us: Option<i64>,
+    /// Newest event time in the turn's input, microseconds since the epoch.
+    pub event_us: Option<i64>,
 }
 
 /// One partition of a pipeline with everything its device actors own.
@@ -52,6 +55,7 @@ pub struct Partition {
     complete_to: Mark,
     replay: VecDeque<Decision>,
     quarantined: HashSet<Position>,
+    clock: Arc<dyn Clock>,
 }
 
 impl std::fmt::Debug for Partition {
@@ -61,11 +65,11 @@ impl std::fmt::Debug for Partition {
 }
 
 impl Partition {
-    /// A blank partition that begins at offset `from`.
+    /// A blank partition that begins at offset `from`. `clock` only measures how long operators take.
     ///
     /// # Errors
     /// What the operators' constructors say.
-    pub fn new(spec: &PipelineSpec, key: &PartitionKey, from: u64) -> Result<Self, ConfigErrors> {
+    pub fn new(spec: &PipelineSpec, key: &PartitionKey, from: u64, clock: Arc<dyn Clock>) -> Result<Self, ConfigErrors> {
         let context = BuildContext {
             pipeline: Arc::clone(&spec.name),
             node: Arc::clone(&spec.name),
@@ -92,6 +96,7 @@ impl Partition {
             complete_to: Mark { next_offset: from, next_decision: 0 },
             replay: VecDeque::new(),
             quarantined: HashSet::new(),
+            clock,
         })
     }
 
@@ -156,9 +161,10 @@ impl Partition {
         for rejected in misplaced.iter().chain(&poison).chain(&skewed) {
             self.refused(source, rejected, block.as_ref());
         }
+        let event_us = Readings::new(&addressed.rows).and_then(|r| arrow::compute::max(r.ts));
         self.run_rows(source, &addressed, block.as_ref());
         self.complete_to.next_offset = batch.next_offset;
-        self.finish_turn(batch.append_us)
+        TurnOutput { event_us, ..self.finish_turn(batch.append_us) }
     }
 
     fn run_rows(&mut self, source: usize, batch: &KeyedBatch, block: Option<&PayloadBlock>) {
@@ -188,22 +194,26 @@ impl Partition {
     }
 
     fn run_graph(&mut self, tick: Option<(&Tick, &[u32])>, block: Option<&PayloadBlock>) {
-        let (ids, partition, slots) = (self.ids, self.key.partition, &self.slots);
-        let mut make = |node: &str, rejected: &Rejected| dead_letters::of_rows(node, rejected, &ids, partition, slots, block);
-        self.graph.run(tick, slots, &mut self.totals, &mut make);
+        let (ids, partition) = (&self.ids, self.key.partition);
+        let mut make = |node: &str, rejected: &Rejected| dead_letters::of_rows(Refuser { node, partition, ids }, rejected, block);
+        self.graph.run(tick, &self.slots, &mut self.totals, &*self.clock, &mut make);
     }
 
     fn undecodable(&mut self, source: usize, rejects: &[Reject]) {
         // Runs of one code go together, so that the account can count them.
         for run in rejects.chunk_by(|a, b| a.code == b.code) {
-            let batch = dead_letters::of_payloads(&self.source_names[source], run, &self.ids, self.key.partition);
+            let batch = dead_letters::of_payloads(self.refuser(source), run);
             self.graph.push_rejected(source, run[0].code, batch, &mut self.totals);
         }
     }
 
     fn refused(&mut self, source: usize, rejected: &Rejected, block: Option<&PayloadBlock>) {
-        let batch = dead_letters::of_rows(&self.source_names[source], rejected, &self.ids, self.key.partition, &self.slots, block);
+        let batch = dead_letters::of_rows(self.refuser(source), rejected, block);
         self.graph.push_rejected(source, &rejected.code, batch, &mut self.totals);
+    }
+
+    fn refuser(&self, source: usize) -> Refuser<'_> {
+        Refuser { node: &self.source_names[source], partition: self.key.partition, ids: &self.ids }
     }
 
     fn finish_turn(&mut self, ingest_us: Option<i64>) -> TurnOutput {
@@ -211,7 +221,14 @@ impl Partition {
         for (offered, rows) in self.totals.offered.iter_mut().zip(&rows) {
             *offered += rows.iter().map(|r| r.batch.len() as u64).sum::<u64>();
         }
-        TurnOutput { partition: self.key.partition, rows, complete_to: self.complete_to, totals: self.totals.clone(), ingest_us }
+        TurnOutput {
+            partition: self.key.partition,
+            rows,
+            complete_to: self.complete_to,
+            totals: self.totals.clone(),
+            ingest_us,
+            event_us: None,
+        }
     }
 
     /// Copies everything needed to go on from here.
@@ -270,6 +287,11 @@ impl Partition {
     #[must_use]
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Bytes of all keyed state in memory.
+    pub fn state_bytes(&mut self) -> usize {
+        self.graph.state_bytes()
     }
 
     /// The device actors in memory.

@@ -156,7 +156,12 @@ pub async fn run(engine: &Engine, spec: PipelineSpec, digest: &str, running: Run
     let Running { log, finite, sinks, stop, status, events } = running;
     let start = engine.clock.monotonic();
     let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
-    let shared = SinkShared { room: Arc::clone(&room), events: events.0.clone(), clock: Arc::clone(&engine.clock) };
+    let shared = SinkShared {
+        pipeline: Arc::clone(&spec.name),
+        room: Arc::clone(&room),
+        events: events.0.clone(),
+        clock: Arc::clone(&engine.clock),
+    };
     let mut handles = Vec::new();
     let mut outlets = Vec::new();
     for (number, (sink, SinkBox(connection))) in spec.graph.sinks.iter().zip(sinks).enumerate() {
@@ -282,6 +287,7 @@ impl Coordinator<'_> {
         if !owned.paused && owned.queue.bytes() >= self.engine.options.queue_bytes {
             owned.paused = true;
             self.log.pause(partition, true);
+            self.note_backpressure(partition, true);
         }
         if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
             status.read_to = next_offset;
@@ -290,6 +296,14 @@ impl Coordinator<'_> {
             self.send_token(partition);
         }
         self.end_after_receivers().await
+    }
+
+    fn note_backpressure(&self, partition: u32, begins: bool) {
+        let now = self.engine.clock.monotonic();
+        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+            let since = std::mem::replace(&mut status.paused_since, begins.then_some(now));
+            status.paused_for += since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        }
     }
 
     /// When all receivers have ended, a partition ends where the journal ends.
@@ -358,12 +372,13 @@ impl Coordinator<'_> {
 
     async fn on_event(&mut self, event: Event) -> Result<(), PipelineError> {
         match event {
-            Event::Turn { partition, complete_to, totals, counts, active_devices } => {
+            Event::Turn { partition, complete_to, totals, meters, active_devices, event_us } => {
                 if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
                     status.complete_to = complete_to;
                     status.unsettled.push_back((complete_to, totals.clone()));
                     status.now = totals;
-                    status.counts = counts;
+                    status.meters = meters;
+                    status.event_us = event_us.max(status.event_us);
                     status.active_devices = active_devices;
                 }
                 let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
@@ -371,12 +386,13 @@ impl Coordinator<'_> {
                 if owned.paused && owned.queue.bytes() < self.engine.options.queue_bytes / 2 {
                     owned.paused = false;
                     self.log.pause(partition, false);
+                    self.note_backpressure(partition, false);
                 }
                 self.progress(partition, Fact::TurnDone { mark: complete_to });
                 self.drain_partition(partition);
             }
             Event::Panicked { partition, node, message } => self.recover(partition, node, message).await?,
-            Event::Snapshot { partition, data } => self.snapshot_taken(partition, *data),
+            Event::Snapshot { partition, data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
             Event::Stored { partition, result } => self.snapshot_stored(partition, result)?,
             Event::Committed { partition, at, result } => self.manifest_stored(partition, at, result).await?,
             Event::Durable { sink, committed, accounted } => self.on_durable(sink, &committed, accounted),

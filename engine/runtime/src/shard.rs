@@ -164,14 +164,14 @@ impl Hosted {
         let turn = catch_unwind(AssertUnwindSafe(|| match work {
             Work::Batch(batch) => (partition.turn(batch), None),
             Work::Decide(decision) => (vec![partition.decide(&decision)], None),
-            Work::Snapshot => (Vec::new(), Some(Box::new(partition.snapshot(digest)))),
+            Work::Snapshot => (Vec::new(), Some((Box::new(partition.snapshot(digest)), partition.state_bytes()))),
         }));
         let number = self.partition.key().partition;
         match turn {
             Ok((outputs, snapshot)) => {
                 outputs.into_iter().for_each(|output| self.release(output));
-                if let Some(data) = snapshot {
-                    self.tell(Event::Snapshot { partition: number, data });
+                if let Some((data, state_bytes)) = snapshot {
+                    self.tell(Event::Snapshot { partition: number, data, state_bytes });
                 }
             }
             Err(panic) => {
@@ -183,17 +183,17 @@ impl Hosted {
     }
 
     fn release(&mut self, output: TurnOutput) {
-        let TurnOutput { partition, rows, complete_to, totals, ingest_us } = output;
+        let TurnOutput { partition, rows, complete_to, totals, ingest_us, event_us } = output;
         for ((sink, stats), rows) in self.outlet.sinks.iter().zip(rows) {
             let bytes = rows.iter().map(sink_rows_bytes).sum();
             self.outlet.room.take(bytes);
             stats.queued.fetch_add(rows.iter().map(|r| r.batch.len() as u64).sum(), Ordering::Relaxed);
             // A sink task that has ended has told the coordinator why.
-            let _ = sink.send(SinkWork::Rows { partition, rows, complete_to, bytes, ingest_us });
+            let _ = sink.send(SinkWork::Rows { partition, rows, complete_to, bytes, ingest_us, event_us });
         }
-        let counts = self.partition.graph().counts().map(|(_, _, counts)| counts).collect();
+        let meters = self.partition.graph().meters().map(|(_, _, meter)| meter).collect();
         let active_devices = self.partition.slots().active_devices();
-        self.tell(Event::Turn { partition, complete_to, totals, counts, active_devices });
+        self.tell(Event::Turn { partition, complete_to, totals, meters, active_devices, event_us });
     }
 
     fn tell(&self, event: Event) {

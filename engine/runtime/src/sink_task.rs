@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arrow::array::BooleanArray;
 use fieldstream_engine_api::{Committed, Generation, Mark, PartitionKey, Sink, SinkBatch, SinkError, SinkRows};
+use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -43,6 +44,8 @@ pub enum SinkWork {
         bytes: usize,
         /// Ingest time of the newest row, microseconds since the epoch.
         ingest_us: Option<i64>,
+        /// Newest event time of the turn, microseconds since the epoch.
+        event_us: Option<i64>,
     },
     /// From now on commit at once: the pipeline drains.
     Flush,
@@ -59,20 +62,47 @@ pub enum SinkWork {
 }
 
 /// Counters of one sink, for metrics.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SinkStats {
-    /// Commits that succeeded.
-    pub commits: AtomicU64,
     /// Commits that were tried again.
     pub retries: AtomicU64,
-    /// Time spent in commits, nanoseconds.
-    pub commit_ns: AtomicU64,
-    /// Rows committed.
-    pub rows: AtomicU64,
     /// Rows handed to the task and not yet committed (or found durable already).
     pub queued: AtomicU64,
-    /// Ingest-to-commit time of the newest row of the last commit, microseconds.
-    pub latency_us: AtomicU64,
+    /// Duration of commits, seconds.
+    pub commit_seconds: Histogram,
+    /// Rows of each commit.
+    pub batch_rows: Histogram,
+    /// Ingest to commit of the newest row of each commit, seconds.
+    pub ingest_to_commit: Histogram,
+    /// Event to commit of the newest row of each commit, seconds.
+    pub event_to_commit: Histogram,
+}
+
+impl SinkStats {
+    fn new(pipeline: &str, sink: &str) -> Self {
+        let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
+            let options = HistogramOpts::new(name, help).const_label("pipeline", pipeline).const_label("sink", sink).buckets(buckets);
+            Histogram::with_opts(options).unwrap_or_else(|_| unreachable!("names, labels and buckets are constants of this function"))
+        };
+        let seconds = || vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+        let rows = vec![1.0, 10.0, 100.0, 1000.0, 5000.0, 10_000.0, 20_000.0, 50_000.0];
+        Self {
+            retries: AtomicU64::new(0),
+            queued: AtomicU64::new(0),
+            commit_seconds: histogram("fieldstream_sink_commit_duration_seconds", "Duration of sink commits.", seconds()),
+            batch_rows: histogram("fieldstream_sink_batch_rows", "Rows of each sink commit.", rows),
+            ingest_to_commit: histogram(
+                "fieldstream_ingest_to_commit_seconds",
+                "From ingest to durable, newest row of each commit.",
+                seconds(),
+            ),
+            event_to_commit: histogram(
+                "fieldstream_event_to_commit_seconds",
+                "From event time to durable, newest row of each commit.",
+                seconds(),
+            ),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -88,6 +118,8 @@ struct Lane {
 /// What all sink tasks of a pipeline share.
 #[derive(Clone)]
 pub struct SinkShared {
+    /// Name of the pipeline.
+    pub pipeline: Arc<str>,
     /// Where output bytes are counted.
     pub room: Arc<OutputRoom>,
     /// The coordinator.
@@ -126,6 +158,7 @@ struct Waiting {
     since: Option<Duration>,
     rows_since: Option<Duration>,
     newest_ingest_us: Option<i64>,
+    newest_event_us: Option<i64>,
     eager: bool,
 }
 
@@ -133,8 +166,9 @@ impl SinkTask {
     /// A task for one sink of a pipeline.
     #[must_use]
     pub fn new(number: usize, name: Arc<str>, sink: Box<dyn Sink>, gather: Gather, shared: &SinkShared) -> Self {
-        let SinkShared { room, events, clock } = shared.clone();
-        Self { number, name, sink, gather, room, events, clock, stats: Arc::default(), waiting: Waiting::default() }
+        let SinkShared { pipeline, room, events, clock } = shared.clone();
+        let stats = Arc::new(SinkStats::new(&pipeline, &name));
+        Self { number, name, sink, gather, room, events, clock, stats, waiting: Waiting::default() }
     }
 
     /// Works until it is closed, its queue ends, or the sink gives up.
@@ -193,8 +227,10 @@ impl SinkTask {
                 // The coordinator waits for the answer unless it has failed meanwhile.
                 let _ = reply.send(opened);
             }
-            SinkWork::Rows { partition, rows, complete_to, bytes, ingest_us } => {
-                self.gather_rows(partition, rows, complete_to, bytes, ingest_us)
+            SinkWork::Rows { partition, rows, complete_to, bytes, ingest_us, event_us } => {
+                self.gather_rows(partition, rows, complete_to, bytes);
+                self.waiting.newest_ingest_us = ingest_us.or(self.waiting.newest_ingest_us);
+                self.waiting.newest_event_us = event_us.max(self.waiting.newest_event_us);
             }
             SinkWork::Flush => self.waiting.eager = true,
             SinkWork::Forget { partition } => {
@@ -228,7 +264,7 @@ impl SinkTask {
         Ok(opened)
     }
 
-    fn gather_rows(&mut self, partition: u32, rows: Vec<SinkRows>, complete_to: Mark, bytes: usize, ingest_us: Option<i64>) {
+    fn gather_rows(&mut self, partition: u32, rows: Vec<SinkRows>, complete_to: Mark, bytes: usize) {
         let Some(lane) = self.waiting.lanes.get_mut(&partition) else {
             self.room.give_back(bytes);
             let rows = rows.iter().map(|r| r.batch.len() as u64).sum();
@@ -251,7 +287,6 @@ impl SinkTask {
                 lane.rows.push(part);
             }
         }
-        self.waiting.newest_ingest_us = ingest_us.or(self.waiting.newest_ingest_us);
     }
 
     async fn commit(&mut self) -> Result<(), SinkError> {
@@ -276,16 +311,23 @@ impl SinkTask {
                 lane.durable = lane.durable.max(done.mark);
             }
         }
-        self.stats.rows.fetch_add(rows, Ordering::Relaxed);
         self.stats.queued.fetch_sub(rows + skipped, Ordering::Relaxed);
-        if let Some(ingest) = self.waiting.newest_ingest_us.take() {
-            let latency = self.clock.now_us().saturating_sub(ingest).max(0);
-            self.stats.latency_us.store(latency as u64, Ordering::Relaxed);
-        }
+        self.observe(rows);
         self.room.give_back(bytes);
         // The coordinator outlives its sinks except at a failed end, when nobody asks any more.
         let _ = self.events.send(Event::Durable { sink: self.number, committed, accounted: rows + skipped });
         Ok(())
+    }
+
+    fn observe(&mut self, rows: u64) {
+        let now_us = self.clock.now_us();
+        let seconds_since = |us: i64| now_us.saturating_sub(us).max(0) as f64 / 1e6;
+        let (ingest, event) = (self.waiting.newest_ingest_us.take(), self.waiting.newest_event_us.take());
+        if rows > 0 {
+            self.stats.batch_rows.observe(rows as f64);
+            ingest.into_iter().for_each(|us| self.stats.ingest_to_commit.observe(seconds_since(us)));
+            event.into_iter().for_each(|us| self.stats.event_to_commit.observe(seconds_since(us)));
+        }
     }
 
     async fn commit_until_it_holds(&mut self, batches: &[SinkBatch]) -> Result<Vec<Committed>, SinkError> {
@@ -294,7 +336,7 @@ impl SinkTask {
             let start = self.clock.monotonic();
             let outcome = self.sink.commit(batches).await;
             let spent = self.clock.monotonic().saturating_sub(start);
-            self.stats.commit_ns.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+            self.stats.commit_seconds.observe(spent.as_secs_f64());
             match outcome {
                 Err(SinkError::Retry { context, cause }) => {
                     self.stats.retries.fetch_add(1, Ordering::Relaxed);
@@ -302,10 +344,7 @@ impl SinkTask {
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
-                other => {
-                    self.stats.commits.fetch_add(u64::from(other.is_ok()), Ordering::Relaxed);
-                    return other;
-                }
+                other => return other,
             }
         }
     }

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use fieldstream_engine_api::{LogId, Mark, NodeCounts};
+use fieldstream_engine_api::{LogId, Mark};
 use serde::Serialize;
 
+use crate::graph::NodeMeter;
 use crate::ledger::{Ledger, SinkTotals, Totals};
 use crate::queue::PartitionQueue;
 use crate::sink_task::SinkStats;
@@ -47,8 +49,16 @@ pub struct PartitionStatus {
     pub settled: Totals,
     /// Accounts of turns that some mark has not passed, oldest first.
     pub unsettled: VecDeque<(Mark, Totals)>,
-    /// Accounts of the operators, in graph order.
-    pub counts: Vec<NodeCounts>,
+    /// What the operators have done, in graph order.
+    pub meters: Vec<NodeMeter>,
+    /// Newest event time handled, microseconds since the epoch.
+    pub event_us: Option<i64>,
+    /// Since when its log is paused because the queue is full, on the monotonic clock.
+    pub paused_since: Option<Duration>,
+    /// How long its log was paused before that.
+    pub paused_for: Duration,
+    /// Bytes of keyed state at the last snapshot.
+    pub state_bytes: usize,
     /// Device actors in memory.
     pub active_devices: usize,
     /// Position of the newest checkpoint.
@@ -91,7 +101,7 @@ pub struct StatusInner {
     pub error: Option<String>,
     /// Its partitions on this node.
     pub partitions: BTreeMap<u32, PartitionStatus>,
-    /// Partitions given up again, with their last account.
+    /// Its sinks, in graph order.
     pub sinks: Vec<SinkStatus>,
     /// Operators in graph order: (name, kind).
     pub operators: Vec<(Arc<str>, &'static str)>,
