@@ -137,13 +137,14 @@ pub(crate) const USE_WALLS: &[UseWall] = &[
     UseWall {
         words: &["fieldstream_connectors::", "fieldstream_operators::"],
         inside: &["engine/", "operators/", "connectors/", "pipelines/", "schemas/", "query/"],
-        allowed: &["pipelines/src/build.rs", "pipelines/src/nodes.rs"],
+        allowed: &["pipelines/src/build.rs", "pipelines/src/nodes.rs", "pipelines/src/testing/"],
         why: "operators and connectors are met as trait objects, through their catalogues",
     },
     UseWall {
         words: &["SystemTime::now", "Instant::now", "Utc::now", "Local::now"],
         inside: &["engine/", "operators/", "pipelines/", "schemas/", "query/"],
-        allowed: &["engine/runtime/src/clock.rs"],
+        // The journal's writer measures its fsyncs; nothing that is written depends on it.
+        allowed: &["engine/runtime/src/clock.rs", "engine/journal/src/writer.rs"],
         why: "time is an argument; the clock module is the only one who asks",
     },
     UseWall {
