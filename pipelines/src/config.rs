@@ -207,7 +207,9 @@ pub struct GivenConfig {
     pub every: Option<Span>,
     /// Event time of the first value, RFC 3339. Default: the test's `start`.
     pub start: Option<String>,
-    /// Values separated by spaces; `-20x9` is nine times -20, `_` is a gap, `1..5` counts up, `1..9/2` in steps of 2.
+    /// How long after its event time each reading arrives. Default `0s`.
+    pub delay: Option<Span>,
+    /// Values separated by spaces; `-20x9` is nine times -20, `_` is a gap, `1..5` counts up, `1..9/2` in steps of 2, `true` is a flag.
     pub values: Option<String>,
     /// Raw payloads instead of values: text is taken as it is, anything else as JSON. They go through `decode`.
     pub payloads: Option<Vec<Value>>,
@@ -248,7 +250,7 @@ pub struct TestConfig {
     pub name: String,
     /// Event time of the first reading, RFC 3339. Default `2026-01-01T00:00:00Z`.
     pub start: Option<String>,
-    /// Input, merged by event time.
+    /// Input, merged by the time it arrives.
     pub given: Vec<GivenConfig>,
     /// What comes out.
     pub expect: Vec<ExpectConfig>,

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod problem;
 pub mod schema;
 pub mod substitute;
+pub mod testing;
 mod wiring;
 pub mod yaml;
 
@@ -28,3 +29,4 @@ pub use plan::Plan;
 pub use problem::{Problem, Problems, Severity};
 pub use schema::{schema, schema_text};
 pub use substitute::Environment;
+pub use testing::{FileTests, test};

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::config::{SourceConfig, TestConfig};
 use crate::document::{Document, Outcome};
 use crate::nodes::{Catalogue, Config, RawNode};
-use crate::problem::{Problem, Problems, did_you_mean};
+use crate::problem::{Problem, Problems, Severity, did_you_mean};
 use crate::wiring::{Ports, sort_operators};
 
 /// A source of a plan.
@@ -160,8 +160,7 @@ pub fn plan(document: &Document, config: &Config, catalogue: &Catalogue<'_>, mut
     let discarded = planner.loose_ends();
     planner.used_kinds(catalogue);
     problems.append(&mut planner.problems);
-    problems.sort_by_key(|p| p.span);
-    let wrong = problems.iter().any(|p| p.severity == crate::problem::Severity::Error);
+    let wrong = problems.iter().any(|p| p.severity == Severity::Error);
     let plan = (!wrong).then(|| Plan {
         name: config.name.as_str().into(),
         sources,
@@ -179,6 +178,10 @@ pub fn plan(document: &Document, config: &Config, catalogue: &Catalogue<'_>, mut
         tests: config.tests.clone(),
         document: document.clone(),
     });
+    let wrong_tests = plan.as_ref().map(crate::testing::check).unwrap_or_default();
+    let plan = plan.filter(|_| wrong_tests.is_empty());
+    problems.extend(wrong_tests);
+    problems.sort_by_key(|p| p.span);
     (plan, problems)
 }
 
@@ -440,7 +443,7 @@ impl Planner<'_> {
                 self.error(pointer, &format!("`{name}` leads nowhere"), Some(format!("add a `dead_letter:`, {hint}")));
             } else if config.sources.iter().any(|s| s.name == name) && config.unreadable.is_empty() {
                 self.error(pointer, &format!("nothing reads `{name}`"), None);
-            } else if config.unreadable.is_empty() {
+            } else if config.unreadable.is_empty() && !never_used(&name, config) {
                 self.push(self.document.warning(pointer, &format!("nothing reads `{name}`"), Some(hint)));
             }
         }
@@ -453,6 +456,11 @@ impl Planner<'_> {
             self.error("", "this program was built without any connector", Some("build it with its default features".to_owned()));
         }
     }
+}
+
+/// Windows give no corrections without allowed lateness.
+fn never_used(name: &str, config: &Config) -> bool {
+    name.ends_with(".revised") && config.time.allowed_lateness.0.is_zero()
 }
 
 fn is_dead_end(name: &str) -> bool {
