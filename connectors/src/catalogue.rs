@@ -22,6 +22,10 @@ pub static SINKS: &[SinkKind] = &[
     crate::stdout::KIND,
     #[cfg(feature = "timescale")]
     crate::timescale::sink::KIND,
+    #[cfg(feature = "kafka")]
+    crate::kafka::SINK,
+    #[cfg(feature = "mqtt")]
+    crate::mqtt::SINK,
 ];
 
 /// The source called `name` in YAML.

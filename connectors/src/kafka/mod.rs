@@ -10,6 +10,9 @@ mod log;
 pub mod options;
 mod outbox;
 mod reader;
+mod sink;
+#[cfg(test)]
+mod sink_tests;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +23,7 @@ use serde_json::Value;
 
 use self::log::{KafkaLog, LogSettings};
 use self::options::SourceOptions;
+pub use self::sink::SINK;
 use crate::options::parse;
 
 /// The `kafka` source.

@@ -10,6 +10,9 @@ mod link;
 pub mod options;
 mod receiver;
 mod session;
+mod sink;
+#[cfg(test)]
+mod sink_tests;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -24,6 +27,7 @@ use self::link::LinkConfig;
 use self::options::{Broker, SourceOptions, TlsOptions};
 use self::receiver::{MqttReceiver, Subscription};
 use self::session::default_client_id;
+pub use self::sink::SINK;
 use crate::options::parse;
 use crate::secret::Secret;
 

@@ -1,6 +1,5 @@
 //! Options of the MQTT source and sink, as a person writes them, and what they mean once checked.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use url::Url;
 use super::acks::Qos;
 use super::topic::TopicTemplate;
 use crate::options::duration;
+use crate::rows::check_form;
 use crate::secret::Secret;
 
 /// MQTT protocol version.
@@ -280,12 +280,7 @@ impl SinkOptions {
                 errors.extend(template.check(&input.edge.schema, &input.name).err().map(|m| ConfigError::new("/topic", m)));
             }
         }
-        let schemas: BTreeMap<_, _> =
-            inputs.iter().map(|i| (i.edge.schema.fields().iter().map(|f| f.name()).collect::<Vec<_>>(), ())).collect();
-        if schemas.len() > 1 && self.envelope == Envelope::Json {
-            let hint = "write `envelope: cloudevents`, which names the kind of each row";
-            errors.push(ConfigError::new("/envelope", "rows of different columns cannot meet in plain JSON").hint(hint));
-        }
+        errors.extend(check_form(self.envelope.form(), inputs));
         match template {
             Ok(template) if errors.is_empty() => Ok(template),
             Ok(_) => Err(errors),

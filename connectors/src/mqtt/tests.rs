@@ -1,4 +1,4 @@
-//! The source and the sink against the real broker `mosquitto`, where it is installed.
+//! The source against the real broker `mosquitto`, where it is installed.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use fieldstream_engine_api::{ConnectContext, ReceiveError, Received, Receiver, S
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::link::{self, Client, LinkConfig, LinkEvent};
+use super::link::{self, LinkConfig, LinkEvent};
 use super::options::{Broker as Address, Protocol};
 use super::{SOURCE, acks::Qos};
 
@@ -18,7 +18,7 @@ use super::{SOURCE, acks::Qos};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A mosquitto of our own on a free loopback port, with persistence, so that it can be stopped and started again.
-struct Broker {
+pub(super) struct Broker {
     dir: TempDir,
     port: u16,
     child: Child,
@@ -53,7 +53,7 @@ fn spawn(binary: &Path, dir: &Path, port: u16) -> Child {
 }
 
 impl Broker {
-    fn start() -> Option<Self> {
+    pub(super) fn start() -> Option<Self> {
         let binary = mosquitto()?;
         let dir = tempfile::tempdir().expect("a directory");
         // mosquitto gives up root before it reads and writes its database.
@@ -65,19 +65,19 @@ impl Broker {
     }
 
     /// Stops the broker as an operator would: it saves its sessions.
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         let pid = self.child.id().to_string();
         let stopped = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
         assert!(stopped.success());
         self.child.wait().expect("mosquitto ends");
     }
 
-    fn start_again(&mut self) {
+    pub(super) fn start_again(&mut self) {
         let binary = mosquitto().expect("it was there before");
         self.child = spawn(&binary, self.dir.path(), self.port);
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("mqtt://127.0.0.1:{}", self.port)
     }
 }
@@ -90,11 +90,11 @@ impl Drop for Broker {
     }
 }
 
-fn context() -> ConnectContext {
+pub(super) fn context() -> ConnectContext {
     ConnectContext { pipeline: Arc::from("p"), node: Arc::from("n"), data_dir: PathBuf::new(), resume: false }
 }
 
-fn receiver(options: &Value) -> Box<dyn Receiver> {
+pub(super) fn receiver(options: &Value) -> Box<dyn Receiver> {
     let SourceBuild::Receiver(build) = SOURCE.build else { panic!("mqtt is a receiver") };
     (SOURCE.check)(options).expect("options are good");
     build(options, &context()).expect("options are good")
@@ -104,8 +104,8 @@ fn options(broker: &Broker, protocol: &str, qos: u8) -> Value {
     json!({ "url": broker.url(), "protocol": protocol, "client_id": format!("source-{protocol}-{qos}"), "topics": ["devices/+/telemetry"], "qos": qos })
 }
 
-/// A plain client that publishes, with every message acknowledged by the broker before it returns.
-async fn publish(broker: &Broker, messages: &[(&str, &str)]) {
+/// A plain client that publishes, with every message settled by the broker before it returns.
+async fn publish(broker: &Broker, messages: &[(&str, &str)], qos: Qos) {
     let config = LinkConfig {
         broker: Address { host: "127.0.0.1".into(), port: broker.port, tls: false },
         protocol: Protocol::V311,
@@ -120,7 +120,7 @@ async fn publish(broker: &Broker, messages: &[(&str, &str)]) {
     };
     let (client, mut link) = link::open(&config, false);
     for (topic, payload) in messages {
-        assert!(client.publish((*topic).to_owned(), Qos::AtLeastOnce, false, payload.as_bytes().to_vec(), "").await);
+        assert!(client.publish((*topic).to_owned(), qos, false, payload.as_bytes().to_vec(), "").await);
     }
     let mut settled = 0;
     while settled < messages.len() {
@@ -128,12 +128,9 @@ async fn publish(broker: &Broker, messages: &[(&str, &str)]) {
             settled += 1;
         }
     }
-    client.disconnect();
-    let goodbye: &Client = &client;
-    assert!(matches!(goodbye, Client::V4(_)));
 }
 
-async fn next(receiver: &mut Box<dyn Receiver>) -> Received {
+pub(super) async fn next(receiver: &mut Box<dyn Receiver>) -> Received {
     tokio::time::timeout(PATIENCE, receiver.next()).await.expect("messages come").expect("no error").expect("no end")
 }
 
@@ -152,10 +149,15 @@ async fn receive(receiver: &mut Box<dyn Receiver>, count: usize) -> (Vec<String>
 
 /// Waits until the source has its subscription: a marker that is published again and again arrives.
 async fn subscribed(broker: &Broker, receiver: &mut Box<dyn Receiver>) {
+    subscribed_to(broker, receiver, "devices/x/telemetry").await;
+}
+
+/// The same with a topic of the source's.
+pub(super) async fn subscribed_to(broker: &Broker, receiver: &mut Box<dyn Receiver>, topic: &str) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < deadline, "the source does not subscribe");
-        publish(broker, &[("devices/x/telemetry", "marker")]).await;
+        publish(broker, &[(topic, "marker")], Qos::AtLeastOnce).await;
         if let Ok(received) = tokio::time::timeout(Duration::from_millis(100), receiver.next()).await {
             let handle = received.expect("no error").expect("no end").handle;
             receiver.acknowledge(handle).await.expect("acknowledged");
@@ -174,9 +176,13 @@ fn numbers(from: usize, to: usize) -> Vec<String> {
 }
 
 async fn publish_numbers(broker: &Broker, from: usize, to: usize) {
+    publish_with(broker, from, to, Qos::AtLeastOnce).await;
+}
+
+async fn publish_with(broker: &Broker, from: usize, to: usize, qos: Qos) {
     let payloads = numbers(from, to);
     let messages: Vec<(&str, &str)> = payloads.iter().map(|p| ("devices/pump-17/telemetry", p.as_str())).collect();
-    publish(broker, &messages).await;
+    publish(broker, &messages, qos).await;
 }
 
 /// What was not acknowledged comes again after the source was replaced; what was acknowledged does not.
@@ -195,7 +201,7 @@ async fn redelivery(protocol: &str, qos: u8) {
     let (payloads, _) = receive(&mut first, 10).await;
     assert_eq!(payloads, numbers(10, 20));
     // A round trip through the broker behind the acknowledgements: they have been sent.
-    publish(&broker, &[("other", "x")]).await;
+    publish(&broker, &[("other", "x")], Qos::AtLeastOnce).await;
     drop(first);
 
     let mut second = receiver(&options);
@@ -264,7 +270,8 @@ async fn qos_2_survives_restarts() {
         while !(20..30).all(|n: usize| seen.contains(&n)) {
             let received = next(&mut source).await;
             seen.extend(
-                (0..received.block.entries.len()).filter_map(|i| std::str::from_utf8(received.block.payload(i)).ok()?.parse::<usize>().ok()),
+                (0..received.block.entries.len())
+                    .filter_map(|i| std::str::from_utf8(received.block.payload(i)).ok()?.parse::<usize>().ok()),
             );
             source.acknowledge(received.handle).await.expect("acknowledged");
         }
@@ -278,31 +285,6 @@ async fn qos_2_survives_restarts() {
             if last == b"30" {
                 break;
             }
-        }
-    }
-}
-
-async fn publish_with(broker: &Broker, from: usize, to: usize, qos: Qos) {
-    let config = LinkConfig {
-        broker: Address { host: "127.0.0.1".into(), port: broker.port, tls: false },
-        protocol: Protocol::V311,
-        credentials: None,
-        client_id: format!("publisher-{}", uuid::Uuid::new_v4()),
-        clean_session: true,
-        keep_alive: Duration::from_secs(30),
-        session_expiry: Duration::ZERO,
-        receive_maximum: 100,
-        inflight: 10,
-        tls: None,
-    };
-    let (client, mut link) = link::open(&config, false);
-    for payload in numbers(from, to) {
-        assert!(client.publish("devices/pump-17/telemetry".into(), qos, false, payload.into_bytes(), "").await);
-    }
-    let mut settled = 0;
-    while settled < to - from {
-        if let LinkEvent::Settled = link.poll().await.expect("the broker is there") {
-            settled += 1;
         }
     }
 }

@@ -1,15 +1,14 @@
 //! Topic filters and topic templates such as `alerts/{device_id}`.
 
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
-use arrow::error::ArrowError;
-use arrow::util::display::{ArrayFormatter, FormatOptions};
-use fieldstream_schemas::columns::name_at;
+
+use crate::rows::text_at;
 
 /// Longest topic MQTT can carry, bytes.
 const MAX_TOPIC: usize = 65_535;
 
-/// What a null column value becomes: a topic level cannot be empty.
+/// What a null or empty column value becomes: a topic level cannot be empty.
 const NULL_LEVEL: &str = "_";
 
 /// Checks a topic filter by the rules of MQTT 5, section 4.7, and of shared subscriptions, 4.8.2.
@@ -104,40 +103,23 @@ impl TopicTemplate {
     /// publish outside its own level; the result is cut at no place: a topic that is too long is an error.
     ///
     /// # Errors
-    /// If the topic would be longer than MQTT allows, or a column cannot be shown as text.
-    pub(crate) fn topic(&self, batch: &RecordBatch, row: usize) -> Result<String, ArrowError> {
+    /// If the topic would be longer than MQTT allows.
+    pub(crate) fn topic(&self, batch: &RecordBatch, row: usize) -> Result<String, String> {
         let mut topic = String::new();
         for part in &self.parts {
             match part {
                 Part::Text(text) => topic.push_str(text),
-                Part::Column(column) => push_level(&mut topic, batch, column, row)?,
+                Part::Column(column) => escape(&mut topic, text_at(batch, column, row).as_deref().unwrap_or_default()),
             }
         }
         if topic.len() > MAX_TOPIC {
-            return Err(ArrowError::InvalidArgumentError(format!("a topic of {} bytes is too long for MQTT", topic.len())));
+            return Err(format!("a topic of {} bytes is too long for MQTT", topic.len()));
         }
         if topic.starts_with('$') {
             topic.replace_range(0..1, "%24");
         }
         Ok(topic)
     }
-}
-
-fn push_level(topic: &mut String, batch: &RecordBatch, column: &str, row: usize) -> Result<(), ArrowError> {
-    let Some(array) = batch.column_by_name(column) else {
-        topic.push_str(NULL_LEVEL);
-        return Ok(());
-    };
-    if let Some(name) = name_at(array, row) {
-        escape(topic, name);
-    } else if array.is_null(row) {
-        topic.push_str(NULL_LEVEL);
-    } else {
-        let format = FormatOptions::default();
-        let text = ArrayFormatter::try_new(array, &format)?.value(row).try_to_string()?;
-        escape(topic, &text);
-    }
-    Ok(())
 }
 
 /// Percent-encodes what has a meaning in topics, and `%` itself; an empty value becomes [`NULL_LEVEL`].
