@@ -298,14 +298,18 @@ fn one_schema(inputs: &[SinkInput]) -> Result<&SinkInput, ConfigError> {
     }
 }
 
+fn parse_url(url: &str) -> Option<PgConnectOptions> {
+    let scheme = url.split_once("://")?.0;
+    matches!(scheme, "postgres" | "postgresql").then(|| url.parse().ok())?
+}
+
 impl Options {
     fn server(&self) -> Result<Server, ConfigError> {
         let mut server = match &self.url {
             // The cause is left out: it could show parts of the URL.
-            Some(url) => url
-                .expose()
-                .parse()
-                .map_err(|_| ConfigError::new("/url", "is no PostgreSQL URL").hint("write postgres://user:password@host:5432/database"))?,
+            Some(url) => parse_url(url.expose()).ok_or_else(|| {
+                ConfigError::new("/url", "is no PostgreSQL URL").hint("write postgres://user:password@host:5432/database")
+            })?,
             None => {
                 let Some(host) = &self.host else {
                     return Err(ConfigError::new("", "needs `url`, or `host` and the other parts of it"));

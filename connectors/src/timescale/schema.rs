@@ -54,6 +54,9 @@ pub(crate) async fn prepare(conn: &mut PgConnection, table: &TablePlan, marks: &
     run(conn, "BEGIN").await?;
     advisory_lock(conn).await?;
     let extension = has_extension(conn, table.mode).await?;
+    if sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").bind(&table.schema).fetch_optional(&mut *conn).await?.is_none() {
+        run(conn, format!("CREATE SCHEMA {}", quote(&table.schema))).await?;
+    }
     for (name, ddl) in [
         ("fieldstream_marks", marks.ddl()),
         ("fieldstream_rejects", rejects_ddl(&table.schema)),

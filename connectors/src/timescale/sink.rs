@@ -296,3 +296,7 @@ impl Sink for Timescale {
 fn committed(key: &PartitionKey, durable: Durable) -> Committed {
     Committed { partition: key.clone(), mark: durable.mark, delivered: durable.delivered, refused: durable.refused }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
