@@ -10,11 +10,11 @@ use std::collections::{HashSet, VecDeque};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Qos {
     /// Sent once, never acknowledged.
-    AtMostOnce,
+    AtMost,
     /// PUBLISH, PUBACK.
-    AtLeastOnce,
+    AtLeast,
     /// PUBLISH, PUBREC, PUBREL, PUBCOMP.
-    ExactlyOnce,
+    Exactly,
 }
 
 /// An acknowledgement to send: PUBACK or PUBREC, by quality of service.
@@ -22,7 +22,7 @@ pub(crate) enum Qos {
 pub(crate) struct Ack {
     /// Packet id.
     pub(crate) packet: u16,
-    /// Never [`Qos::AtMostOnce`].
+    /// Never [`Qos::AtMost`].
     pub(crate) qos: Qos,
 }
 
@@ -73,7 +73,7 @@ impl AckBook {
 
     /// A publish has come in on the connection now in use.
     pub(crate) fn arrived(&mut self, ack: Ack, again: bool) -> Arrival {
-        if ack.qos == Qos::ExactlyOnce && again && self.durable.contains(&ack.packet) {
+        if ack.qos == Qos::Exactly && again && self.durable.contains(&ack.packet) {
             return Arrival::Answer(ack);
         }
         self.durable.remove(&ack.packet);
@@ -100,8 +100,8 @@ impl AckBook {
         while self.waiting.front().is_some_and(|w| w.handle <= handle) {
             let Some(waiting) = self.waiting.pop_front() else { break };
             if waiting.generation == self.generation {
-                self.durable.extend(waiting.acks.iter().filter(|a| a.qos == Qos::ExactlyOnce).map(|a| a.packet));
-                acks.extend(waiting.acks.into_iter().filter(|a| a.qos != Qos::AtMostOnce));
+                self.durable.extend(waiting.acks.iter().filter(|a| a.qos == Qos::Exactly).map(|a| a.packet));
+                acks.extend(waiting.acks.into_iter().filter(|a| a.qos != Qos::AtMost));
             }
         }
         acks
@@ -121,19 +121,19 @@ mod tests {
     #[test]
     fn a_stale_handle_acknowledges_nothing() {
         let mut book = AckBook::default();
-        let old = book.passed_on(book.generation(), vec![ack(1, Qos::AtLeastOnce)]);
+        let old = book.passed_on(book.generation(), vec![ack(1, Qos::AtLeast)]);
         book.disconnected();
         book.connected(true);
-        let new = book.passed_on(book.generation(), vec![ack(1, Qos::AtLeastOnce), ack(2, Qos::ExactlyOnce)]);
+        let new = book.passed_on(book.generation(), vec![ack(1, Qos::AtLeast), ack(2, Qos::Exactly)]);
         assert_eq!(book.durable(old), []);
-        assert_eq!(book.durable(new), [ack(1, Qos::AtLeastOnce), ack(2, Qos::ExactlyOnce)]);
+        assert_eq!(book.durable(new), [ack(1, Qos::AtLeast), ack(2, Qos::Exactly)]);
         assert_eq!(book.durable(new), [], "once only");
     }
 
     #[test]
     fn a_durable_qos_2_publish_is_answered_and_not_passed_on_again() {
         let mut book = AckBook::default();
-        let publish = ack(7, Qos::ExactlyOnce);
+        let publish = ack(7, Qos::Exactly);
         assert_eq!(book.arrived(publish, false), Arrival::Deliver);
         let handle = book.passed_on(book.generation(), vec![publish]);
         assert_eq!(book.durable(handle), [publish]);
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn without_a_session_packet_ids_start_again() {
         let mut book = AckBook::default();
-        let publish = ack(7, Qos::ExactlyOnce);
+        let publish = ack(7, Qos::Exactly);
         let handle = book.passed_on(book.generation(), vec![publish]);
         book.durable(handle);
         book.disconnected();
@@ -178,7 +178,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Receive(count) => {
-                        let acks: Vec<Ack> = (0..count).map(|_| { packet += 1; ack(packet, Qos::AtLeastOnce) }).collect();
+                        let acks: Vec<Ack> = (0..count).map(|_| { packet += 1; ack(packet, Qos::AtLeast) }).collect();
                         let handle = book.passed_on(book.generation(), acks.clone());
                         prop_assert!(last_handle.is_none_or(|last| handle > last));
                         last_handle = Some(handle);
@@ -188,7 +188,7 @@ mod tests {
                         let handle = last_handle.unwrap_or(0).saturating_sub(u64::from(back % 4));
                         let mut due = Vec::new();
                         while expected.front().is_some_and(|(h, _)| *h <= handle) {
-                            due.extend(expected.pop_front().map(|(_, p)| ack(p, Qos::AtLeastOnce)));
+                            due.extend(expected.pop_front().map(|(_, p)| ack(p, Qos::AtLeast)));
                         }
                         prop_assert_eq!(book.durable(handle), due);
                     }

@@ -252,33 +252,33 @@ impl Link {
 
 fn qos4(qos: Qos) -> rumqttc::QoS {
     match qos {
-        Qos::AtMostOnce => rumqttc::QoS::AtMostOnce,
-        Qos::AtLeastOnce => rumqttc::QoS::AtLeastOnce,
-        Qos::ExactlyOnce => rumqttc::QoS::ExactlyOnce,
+        Qos::AtMost => rumqttc::QoS::AtMostOnce,
+        Qos::AtLeast => rumqttc::QoS::AtLeastOnce,
+        Qos::Exactly => rumqttc::QoS::ExactlyOnce,
     }
 }
 
 fn qos5(qos: Qos) -> v5::mqttbytes::QoS {
     match qos {
-        Qos::AtMostOnce => v5::mqttbytes::QoS::AtMostOnce,
-        Qos::AtLeastOnce => v5::mqttbytes::QoS::AtLeastOnce,
-        Qos::ExactlyOnce => v5::mqttbytes::QoS::ExactlyOnce,
+        Qos::AtMost => v5::mqttbytes::QoS::AtMostOnce,
+        Qos::AtLeast => v5::mqttbytes::QoS::AtLeastOnce,
+        Qos::Exactly => v5::mqttbytes::QoS::ExactlyOnce,
     }
 }
 
 fn from4(qos: rumqttc::QoS) -> Qos {
     match qos {
-        rumqttc::QoS::AtMostOnce => Qos::AtMostOnce,
-        rumqttc::QoS::AtLeastOnce => Qos::AtLeastOnce,
-        rumqttc::QoS::ExactlyOnce => Qos::ExactlyOnce,
+        rumqttc::QoS::AtMostOnce => Qos::AtMost,
+        rumqttc::QoS::AtLeastOnce => Qos::AtLeast,
+        rumqttc::QoS::ExactlyOnce => Qos::Exactly,
     }
 }
 
 fn from5(qos: v5::mqttbytes::QoS) -> Qos {
     match qos {
-        v5::mqttbytes::QoS::AtMostOnce => Qos::AtMostOnce,
-        v5::mqttbytes::QoS::AtLeastOnce => Qos::AtLeastOnce,
-        v5::mqttbytes::QoS::ExactlyOnce => Qos::ExactlyOnce,
+        v5::mqttbytes::QoS::AtMostOnce => Qos::AtMost,
+        v5::mqttbytes::QoS::AtLeastOnce => Qos::AtLeast,
+        v5::mqttbytes::QoS::ExactlyOnce => Qos::Exactly,
     }
 }
 

@@ -299,8 +299,8 @@ impl SinkOptions {
 
 fn quality(number: u8) -> Qos {
     match number {
-        0 => Qos::AtMostOnce,
-        1 => Qos::AtLeastOnce,
-        _ => Qos::ExactlyOnce,
+        0 => Qos::AtMost,
+        1 => Qos::AtLeast,
+        _ => Qos::Exactly,
     }
 }

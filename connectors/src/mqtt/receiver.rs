@@ -240,7 +240,7 @@ impl Driver {
                 forget_unread(&mut inbox);
             }
         }
-        if session_present && self.subscription.qos == Qos::ExactlyOnce {
+        if session_present && self.subscription.qos == Qos::Exactly {
             self.link.welcome_releases();
         }
         // The first time the filters may be new even to an old session.
@@ -288,7 +288,7 @@ impl Driver {
         for event in self.link.leftover() {
             // What had come by the old connection is passed on; only its acknowledgement is void. QoS 0 is not sent again.
             if let LinkEvent::Publish(publish) = event
-                && publish.ack.qos == Qos::AtMostOnce
+                && publish.ack.qos == Qos::AtMost
             {
                 self.arrived(publish);
             }
@@ -312,7 +312,7 @@ async fn wait_for_room(shared: &Shared) {
 /// Drops what came by an older connection, was taken by nobody yet, and is sent again by the broker that kept the session.
 fn forget_unread(inbox: &mut Inbox) {
     let generation = inbox.book.generation();
-    inbox.messages.retain(|message| message.ack.qos == Qos::AtMostOnce || message.generation == generation);
+    inbox.messages.retain(|message| message.ack.qos == Qos::AtMost || message.generation == generation);
     inbox.bytes = inbox.messages.iter().map(|m| m.payload.len() + MESSAGE_BYTES).sum();
 }
 

@@ -145,7 +145,7 @@ async fn drive(mut link: Link, shared: Arc<Shared>, qos: Qos) {
         let mut progress = shared.lock();
         match polled {
             Ok(LinkEvent::Connected { .. }) => progress.connected = true,
-            Ok(LinkEvent::Written) if qos == Qos::AtMostOnce => progress.settled += 1,
+            Ok(LinkEvent::Written) if qos == Qos::AtMost => progress.settled += 1,
             Ok(LinkEvent::Settled) => progress.settled += 1,
             Ok(LinkEvent::Refused(cause)) => {
                 progress.failed = Some(Failure { cause: format!("the broker refuses it: {cause}"), fatal: true })

@@ -157,7 +157,7 @@ pub(super) async fn subscribed_to(broker: &Broker, receiver: &mut Box<dyn Receiv
     let deadline = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < deadline, "the source does not subscribe");
-        publish(broker, &[(topic, "marker")], Qos::AtLeastOnce).await;
+        publish(broker, &[(topic, "marker")], Qos::AtLeast).await;
         if let Ok(received) = tokio::time::timeout(Duration::from_millis(100), receiver.next()).await {
             let handle = received.expect("no error").expect("no end").handle;
             receiver.acknowledge(handle).await.expect("acknowledged");
@@ -176,7 +176,7 @@ fn numbers(from: usize, to: usize) -> Vec<String> {
 }
 
 async fn publish_numbers(broker: &Broker, from: usize, to: usize) {
-    publish_with(broker, from, to, Qos::AtLeastOnce).await;
+    publish_with(broker, from, to, Qos::AtLeast).await;
 }
 
 async fn publish_with(broker: &Broker, from: usize, to: usize, qos: Qos) {
@@ -201,7 +201,7 @@ async fn redelivery(protocol: &str, qos: u8) {
     let (payloads, _) = receive(&mut first, 10).await;
     assert_eq!(payloads, numbers(10, 20));
     // A round trip through the broker behind the acknowledgements: they have been sent.
-    publish(&broker, &[("other", "x")], Qos::AtLeastOnce).await;
+    publish(&broker, &[("other", "x")], Qos::AtLeast).await;
     drop(first);
 
     let mut second = receiver(&options);
@@ -259,13 +259,13 @@ async fn qos_2_survives_restarts() {
         let Some(mut broker) = Broker::start() else { return };
         let mut source = receiver(&options(&broker, protocol, 2));
         subscribed(&broker, &mut source).await;
-        publish_with(&broker, 0, 20, Qos::ExactlyOnce).await;
+        publish_with(&broker, 0, 20, Qos::Exactly).await;
         let (payloads, handles) = receive(&mut source, 20).await;
         assert_eq!(payloads, numbers(0, 20));
         source.acknowledge(handles[0]).await.expect("acknowledged");
         broker.stop();
         broker.start_again();
-        publish_with(&broker, 20, 30, Qos::ExactlyOnce).await;
+        publish_with(&broker, 20, 30, Qos::Exactly).await;
         let mut seen = std::collections::BTreeSet::<usize>::new();
         while !(20..30).all(|n: usize| seen.contains(&n)) {
             let received = next(&mut source).await;
@@ -277,7 +277,7 @@ async fn qos_2_survives_restarts() {
         }
         drop(source);
         let mut source = receiver(&options(&broker, protocol, 2));
-        publish_with(&broker, 30, 31, Qos::ExactlyOnce).await;
+        publish_with(&broker, 30, 31, Qos::Exactly).await;
         loop {
             let received = next(&mut source).await;
             let last = received.block.payload(received.block.entries.len() - 1).to_vec();
