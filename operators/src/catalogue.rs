@@ -4,10 +4,13 @@ use fieldstream_engine_api::OperatorKind;
 
 /// One line per operator, in the order of the documentation.
 pub static OPERATORS: &[OperatorKind] = &[
+    crate::validate::KIND,
     crate::filter::KIND,
     crate::map::KIND,
     crate::route::KIND,
     crate::batch::KIND,
+    crate::dedupe::KIND,
+    crate::deadband::KIND,
     crate::window::KIND,
 ];
 

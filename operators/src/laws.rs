@@ -33,8 +33,32 @@ fn stateless() -> Vec<Tried> {
     ]
 }
 
+fn stateful() -> Vec<Tried> {
+    vec![
+        readings("dedupe", json!({"by": ["sensor_id", "ts"], "last": 4})),
+        readings("dedupe", json!({"by": ["value", "text", "quality", "flag"], "last": 3, "space": "device"})),
+        readings(
+            "validate",
+            json!({"units": {"temperature": "K"}, "rules": [
+                {"id": "range", "range": {"min": 0, "max": 40}, "otherwise": {"quality": "uncertain"}},
+                {"id": "rate", "rate": {"max_step": 2, "resync": 2}},
+                {"id": "speed", "rate": {"max_per_second": 0.5}, "otherwise": {"quality": "bad"}},
+                {"id": "stuck", "stuck": {"count": 3, "for": "10s"}, "sensor": "s0"},
+                {"id": "check", "check": "100 / (CAST(value AS BIGINT) - 21) > -1000"},
+            ]}),
+        ),
+        readings("deadband", json!({"absolute": 1.0})),
+        readings("deadband", json!({"percent": 5, "max_silence": "20s"})),
+    ]
+}
+
+/// Windows, detectors and predictors; their own files try more of them.
+fn methods() -> Vec<Tried> {
+    vec![readings("window", json!({"tumbling": "10s", "by": "series", "aggregate": {"n": {"count": "value"}, "mean": {"mean": "value"}}}))]
+}
+
 fn all() -> Vec<Tried> {
-    stateless()
+    [stateless(), stateful(), methods()].into_iter().flatten().collect()
 }
 
 #[test]
@@ -56,4 +80,14 @@ fn obey(tried: &[Tried]) {
 #[test]
 fn stateless_operators_obey() {
     obey(&stateless());
+}
+
+#[test]
+fn stateful_operators_obey() {
+    obey(&stateful());
+}
+
+#[test]
+fn windows_detectors_and_predictors_obey() {
+    obey(&methods());
 }

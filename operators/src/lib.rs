@@ -4,6 +4,8 @@
 
 pub mod batch;
 pub mod catalogue;
+pub mod deadband;
+pub mod dedupe;
 pub mod expr;
 mod expr_functions;
 pub mod filter;
@@ -13,4 +15,6 @@ pub mod map;
 pub mod options;
 pub mod route;
 mod state;
+pub mod units;
+pub mod validate;
 pub mod window;

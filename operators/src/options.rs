@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use arrow::datatypes::{DataType, SchemaRef};
 use fieldstream_engine_api::{ConfigError, ConfigErrors};
 use fieldstream_schemas::time::{format_rfc3339, parse_duration, parse_rfc3339};
 use schemars::JsonSchema;
@@ -74,6 +75,28 @@ pub fn did_you_mean<'a>(written: &str, candidates: impl IntoIterator<Item = &'a 
         .filter(|(distance, c)| *distance <= (c.chars().count().max(3) / 3).min(3))
         .min()
         .map(|(_, c)| format!("did you mean `{c}`?"))
+}
+
+/// The number of the column `name`.
+///
+/// # Errors
+/// If there is no such column; the path is empty.
+pub fn column_called(schema: &SchemaRef, name: &str) -> Result<usize, ConfigError> {
+    schema.index_of(name).map_err(|_| {
+        let mut error = ConfigError::new("", format!("there is no column `{name}`"));
+        error.hint = did_you_mean(name, schema.fields().iter().map(|f| f.name().as_str()));
+        error
+    })
+}
+
+/// The number of the column `name`, which must have type `data_type`.
+///
+/// # Errors
+/// If there is no such column, or it has another type; the path is empty.
+pub fn column_of_type(schema: &SchemaRef, name: &str, data_type: &DataType) -> Result<usize, ConfigError> {
+    let index = column_called(schema, name)?;
+    let found = schema.field(index).data_type();
+    if found == data_type { Ok(index) } else { Err(ConfigError::new("", format!("column `{name}` is {found}, {data_type} is needed"))) }
 }
 
 /// A length of time written as `250ms`, `5s`, `1.5h` or `14d`.
