@@ -6,6 +6,8 @@
 
 mod block;
 mod group;
+#[cfg(test)]
+mod live_tests;
 mod log;
 pub mod options;
 mod outbox;

@@ -68,6 +68,8 @@ struct State {
     trouble: Option<Code>,
     ever_assigned: bool,
     create_time_told: bool,
+    /// The library asked for an offset reset: some partition no longer has the offset we are at.
+    reset_asked: bool,
 }
 
 impl Reader {
@@ -87,6 +89,7 @@ impl Reader {
         while self.serve_commands() {
             self.limit();
             self.introduce();
+            self.find_truncated();
             for _ in 0..RUN {
                 if !self.poll() {
                     break;
@@ -310,11 +313,15 @@ impl Reader {
             Code::Authentication | Code::SaslAuthenticationFailed if !self.state.ever_assigned => {
                 fatal(format!("not authenticated: {code}"))
             }
-            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.find_truncated(),
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => {
+                self.state.reset_asked = true;
+                None
+            }
             _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => fatal(code.to_string()),
             _ => None,
         };
-        if self.state.trouble != Some(code) {
+        let known = self.state.trouble.is_some_and(|last| last == code || (is_connection(last) && is_connection(code)));
+        if !known {
             self.state.trouble = Some(code);
             tracing::warn!(topic = %self.topic, cause = %code, "trouble with Kafka; the client keeps trying");
             if let Some(error) = passed_on {
@@ -323,18 +330,32 @@ impl Reader {
         }
     }
 
-    /// Which partition no longer has the offset we are at.
-    fn find_truncated(&self) -> Option<LogError> {
+    /// Tells the engine which partition no longer has the offset we are at, once the brokers have said so.
+    fn find_truncated(&mut self) {
+        if !self.state.reset_asked || self.state.ask_again.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        self.state.ask_again = Some(Instant::now() + AGAIN);
+        let context = format!("read Kafka topic {}", self.topic);
         for (number, partition) in &self.state.partitions {
             let Some(next) = partition.next else { continue };
-            let Ok((low, high)) = self.consumer.client().fetch_watermarks(&self.topic, *number, QUESTION) else { continue };
+            let Ok((low, high)) = self.consumer.client().fetch_watermarks(&self.topic, *number, QUESTION) else { return };
             if let Err(error) = check_offset(*number, next, low, high) {
-                let context = format!("read partition {number} of Kafka topic {}", self.topic);
-                return Some(error.unwrap_or_else(|cause| LogError::Fatal { context, cause }));
+                self.outbox.push(Err(error.unwrap_or_else(|cause| LogError::Fatal { context, cause })));
+                self.state.reset_asked = false;
+                return;
             }
         }
-        None
+        // Every offset is there, yet the library does not trust the log: it was cut and written again behind our back.
+        let cause = "the log was truncated and written again (an unclean leader election); accept the gap to go on".into();
+        self.outbox.push(Err(LogError::Fatal { context, cause }));
+        self.state.reset_asked = false;
     }
+}
+
+/// Whether an error says only that nobody answers: one outage shows as several of them in turn.
+fn is_connection(code: Code) -> bool {
+    matches!(code, Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut | Code::RequestTimedOut)
 }
 
 /// Whether `offset` can be read from a partition that holds `low..high`. The error is one of truncation, or else its cause.

@@ -40,7 +40,7 @@ fn rows(numbers: std::ops::Range<usize>) -> KeyedBatch {
     KeyedBatch::new(RecordBatch::try_from_iter(columns).expect("equal lengths"), keys)
 }
 
-fn batch(numbers: std::ops::Range<usize>) -> SinkBatch {
+pub(super) fn batch(numbers: std::ops::Range<usize>) -> SinkBatch {
     let complete_to = Mark { next_offset: numbers.end as u64, next_decision: 0 };
     SinkBatch { partition: partition(), rows: vec![SinkRows { input: 0, batch: rows(numbers) }], complete_to }
 }
@@ -49,7 +49,7 @@ fn inputs() -> Vec<SinkInput> {
     vec![SinkInput { name: Arc::from("too_warm"), edge: Edge { schema: rows(0..1).rows.schema(), key: Space::Series } }]
 }
 
-async fn sink(options: &Value) -> Box<dyn Sink> {
+pub(super) async fn sink(options: &Value) -> Box<dyn Sink> {
     let context = ConnectContext { pipeline: Arc::from("p"), node: Arc::from("alerts"), data_dir: PathBuf::new(), resume: false };
     assert_eq!((SINK.check)(options, &inputs()), Ok(Guarantee::AtLeastOnce));
     let mut sink = (SINK.build)(options, &inputs(), &context).expect("options are good");

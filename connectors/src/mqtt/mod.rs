@@ -9,6 +9,8 @@ mod backoff;
 mod link;
 pub mod options;
 mod receiver;
+#[cfg(test)]
+mod security_tests;
 mod session;
 mod sink;
 #[cfg(test)]

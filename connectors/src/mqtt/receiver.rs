@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +24,8 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// never reached by small messages; a connection left alone for longer than its keep-alive is closed by the broker, which
 /// sends again.
 const INBOX_BYTES: usize = 32 << 20;
+/// A connection that lived so long was a good one.
+const LASTING: Duration = Duration::from_secs(10);
 /// What a message costs in the inbox beside its payload.
 const MESSAGE_BYTES: usize = 96;
 /// Topics whose text is shared; beyond it the table starts again.
@@ -197,12 +199,13 @@ impl Driver {
     async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
         let mut last_cause = String::new();
+        let mut connected_at: Option<Instant> = None;
         loop {
             wait_for_room(&self.shared).await;
             match self.link.poll().await {
                 Ok(LinkEvent::Connected { session_present }) => {
                     tracing::info!(broker = %self.broker, session_present, "connected to the MQTT broker");
-                    backoff.reset();
+                    connected_at = Some(Instant::now());
                     last_cause.clear();
                     self.connected(session_present);
                 }
@@ -219,6 +222,10 @@ impl Driver {
                     if error.cause != last_cause {
                         tracing::warn!(broker = %self.broker, cause = %error.cause, "MQTT broker not connected; trying again");
                         last_cause = error.cause;
+                    }
+                    // A connection that does not last (two clients with one id, say) is no reason to hurry.
+                    if connected_at.take().is_some_and(|at| at.elapsed() > LASTING) {
+                        backoff.reset();
                     }
                     tokio::time::sleep(backoff.next()).await;
                 }

@@ -15,13 +15,14 @@ use super::options::{Broker as Address, Protocol};
 use super::{SOURCE, acks::Qos};
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A mosquitto of our own on a free loopback port, with persistence, so that it can be stopped and started again.
 pub(super) struct Broker {
-    dir: TempDir,
-    port: u16,
+    pub(super) dir: TempDir,
+    pub(super) port: u16,
     child: Child,
+    security: String,
 }
 
 fn mosquitto() -> Option<PathBuf> {
@@ -33,9 +34,9 @@ fn mosquitto() -> Option<PathBuf> {
     found
 }
 
-fn spawn(binary: &Path, dir: &Path, port: u16) -> Child {
+fn spawn(binary: &Path, dir: &Path, port: u16, security: &str) -> Child {
     let config = format!(
-        "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {}/\nmax_inflight_messages 100\n\
+        "listener {port} 127.0.0.1\n{security}\npersistence true\npersistence_location {}/\nmax_inflight_messages 100\n\
          max_queued_messages 0\nset_tcp_nodelay true\n",
         dir.display()
     );
@@ -54,14 +55,18 @@ fn spawn(binary: &Path, dir: &Path, port: u16) -> Child {
 
 impl Broker {
     pub(super) fn start() -> Option<Self> {
+        Self::start_with(tempfile::tempdir().expect("a directory"), "allow_anonymous true".into())
+    }
+
+    /// A broker with its files in `dir` and these lines on security in its configuration.
+    pub(super) fn start_with(dir: TempDir, security: String) -> Option<Self> {
         let binary = mosquitto()?;
-        let dir = tempfile::tempdir().expect("a directory");
         // mosquitto gives up root before it reads and writes its database.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(dir.path(), open).expect("permissions are set");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let child = spawn(&binary, dir.path(), port);
-        Some(Self { dir, port, child })
+        let child = spawn(&binary, dir.path(), port, &security);
+        Some(Self { dir, port, child, security })
     }
 
     /// Stops the broker as an operator would: it saves its sessions.
@@ -74,7 +79,7 @@ impl Broker {
 
     pub(super) fn start_again(&mut self) {
         let binary = mosquitto().expect("it was there before");
-        self.child = spawn(&binary, self.dir.path(), self.port);
+        self.child = spawn(&binary, self.dir.path(), self.port, &self.security);
     }
 
     pub(super) fn url(&self) -> String {
