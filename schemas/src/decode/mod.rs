@@ -1,6 +1,8 @@
 //! Wire formats to rows and rejects: every reading of a payload becomes a row or a reject, and nothing panics.
 
+mod arrow_ipc;
 mod config;
+mod csv;
 mod intern;
 mod json;
 mod object;
@@ -8,17 +10,21 @@ mod output;
 mod parts;
 mod rows;
 pub(crate) mod scan;
+mod senml;
 mod time;
 
 pub use config::{DecodeConfig, Delimiter, Fields, Format, Part, QualityConfig, TimestampUnit, Unknown, ValueForm};
 
 use arrow::array::RecordBatch;
 
+use self::arrow_ipc::IpcReader;
+use self::csv::CsvReader;
 use self::json::JsonReader;
 use self::object::{CANONICAL, ObjectReader, member_paths};
 use self::output::{Accounts, Output, Payload};
 use self::parts::{Checks, Fault, Surroundings};
 use self::rows::Columns;
+use self::senml::SenmlReader;
 use crate::{Decoded, PayloadBlock, PayloadEntry, readings_schema};
 
 /// Turns payload blocks of one source into rows and rejects. Keeps caches between blocks; results do not depend on them.
@@ -33,6 +39,9 @@ pub struct Decoder {
 #[derive(Debug)]
 enum Reader {
     Json(Box<JsonReader>),
+    Senml(SenmlReader),
+    Csv(Box<CsvReader>),
+    Ipc(IpcReader),
 }
 
 /// Where a name comes from, if not from the payload's text.
@@ -96,7 +105,7 @@ impl Decoder {
 
     /// Decodes all payloads of `block`. Never fails: what is no reading becomes a reject with its bytes.
     ///
-    /// Every payload yields at least one row or reject.
+    /// Every payload yields at least one row or reject, except the header of a CSV file (see `header`).
     pub fn decode(&mut self, block: &PayloadBlock) -> Decoded {
         // One check for the whole block is many times faster than one for each payload.
         let text = std::str::from_utf8(&block.data).ok();
@@ -154,18 +163,23 @@ impl Reader {
                 paths.extend(CANONICAL);
                 Ok(Self::Json(Box::new(JsonReader { object: ObjectReader::new(&paths, false, false)?, checks })))
             }
-            Format::SenmlJson | Format::Csv | Format::ArrowIpc => {
-                Err(("/format".into(), "this format cannot be read yet; choose json or canonical".into()))
-            }
+            Format::SenmlJson => Ok(Self::Senml(SenmlReader { checks })),
+            Format::Csv => Ok(Self::Csv(Box::new(CsvReader::new(config, device, sensor)?))),
+            Format::ArrowIpc => Ok(Self::Ipc(IpcReader { checks })),
         }
     }
 
     fn payload(&mut self, payload: &Payload<'_>, out: &mut Output<'_>) {
         match self {
             Self::Json(reader) => reader.payload(payload, out),
+            Self::Senml(reader) => reader.payload(payload, out),
+            Self::Csv(reader) => reader.payload(payload, out),
+            Self::Ipc(reader) => reader.payload(payload, out),
         }
     }
 }
 
+#[cfg(test)]
+mod format_tests;
 #[cfg(test)]
 mod tests;

@@ -60,13 +60,17 @@ fn picture(decoded: &Decoded) -> String {
         out += if rows.stamped.value(row) { " stamped\n" } else { "\n" };
     }
     for r in &decoded.rejects {
+        if r.payload.contains(&0) {
+            out += &format!("{}/{} {}: {} | {} bytes\n", r.position.offset, r.position.row, r.code, r.message, r.payload.len());
+            continue;
+        }
         let bytes = String::from_utf8_lossy(&r.payload).replace('\n', "<LF>").replace('\r', "<CR>");
         out += &format!("{}/{} {}: {} | {bytes}\n", r.position.offset, r.position.row, r.code, r.message);
     }
     out
 }
 
-fn check(config: &str, payloads: &[&[u8]], expect: &Expect) {
+pub(super) fn check(config: &str, payloads: &[&[u8]], expect: &Expect) {
     let config: DecodeConfig = serde_json::from_str(config).unwrap();
     let mut decoder = Decoder::new(&config).unwrap();
     let block = block(payloads, Some(1_795_428_000_000_000));

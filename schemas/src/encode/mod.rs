@@ -4,7 +4,7 @@ pub mod cloudevents;
 pub mod ipc;
 pub mod json;
 mod reading;
-mod value;
+pub(crate) mod value;
 
 pub use cloudevents::{CloudEvent, EventWriter};
 pub use json::JsonWriter;

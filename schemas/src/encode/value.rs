@@ -2,18 +2,17 @@
 
 use std::io::Write as _;
 
-use arrow::array::{Array, AsArray, TimestampMicrosecondArray};
+use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{
-    DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type, UInt16Type,
-    UInt32Type, UInt64Type,
+    DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow::util::display::array_value_to_string;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use crate::columns::time_type;
 use crate::decode::scan::{compact, is_json};
 use crate::time::write_rfc3339;
 
@@ -42,7 +41,7 @@ pub(super) fn push_json_text(text: &str, out: &mut Vec<u8>) {
 }
 
 /// The text of row `row`, which is not null, if the column holds text of any kind.
-pub(super) fn text_at(array: &dyn Array, row: usize) -> Option<&str> {
+pub(crate) fn text_at(array: &dyn Array, row: usize) -> Option<&str> {
     match array.data_type() {
         DataType::Utf8 => Some(array.as_string_opt::<i32>()?.value(row)),
         DataType::LargeUtf8 => Some(array.as_string_opt::<i64>()?.value(row)),
@@ -70,15 +69,32 @@ fn dictionary_key(array: &dyn Array, row: usize) -> Option<usize> {
 }
 
 /// The time of row `row`, which is not null, in microseconds, if the column holds times of any unit.
-pub(super) fn time_at(array: &dyn Array, row: usize) -> Option<i64> {
+pub(crate) fn time_at(array: &dyn Array, row: usize) -> Option<i64> {
     if let Some(times) = array.as_primitive_opt::<TimestampMicrosecondType>() {
         return Some(times.value(row));
     }
-    if !matches!(array.data_type(), DataType::Timestamp(..)) {
+    let DataType::Timestamp(unit, _) = array.data_type() else { return None };
+    // By way of integers: a cast between zones would ask for the zone database.
+    let one = cast(&array.slice(row, 1), &DataType::Int64).ok()?;
+    let ticks = one.as_primitive_opt::<Int64Type>().filter(|t| t.is_valid(0))?.value(0);
+    match unit {
+        TimeUnit::Second => ticks.checked_mul(1_000_000),
+        TimeUnit::Millisecond => ticks.checked_mul(1000),
+        TimeUnit::Microsecond => Some(ticks),
+        TimeUnit::Nanosecond => Some(ticks.div_euclid(1000)),
+    }
+}
+
+/// The number in row `row`, which is not null, if the column holds numbers of any kind.
+pub(crate) fn number_at(array: &dyn Array, row: usize) -> Option<f64> {
+    if let Some(numbers) = array.as_primitive_opt::<Float64Type>() {
+        return Some(numbers.value(row));
+    }
+    if !array.data_type().is_numeric() {
         return None;
     }
-    let one = cast(&array.slice(row, 1), &time_type()).ok()?;
-    one.as_any().downcast_ref::<TimestampMicrosecondArray>().filter(|t| t.is_valid(0)).map(|t| t.value(0))
+    let one = cast(&array.slice(row, 1), &DataType::Float64).ok()?;
+    one.as_primitive_opt::<Float64Type>().filter(|n| n.is_valid(0)).map(|n| n.value(0))
 }
 
 /// Appends row `row` of `array` as JSON; false, and nothing is written, for null, NaN and infinities.
