@@ -53,7 +53,7 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream-runtime",
-        uses: &["actix", "actix-rt", "arrow", "async-trait", "bytes", "fieldstream-checkpoint", "fieldstream-engine-api", "fieldstream-schemas", "foldhash", "futures", "hashbrown", "prometheus", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"],
+        uses: &["actix", "actix-rt", "arrow", "async-trait", "bytes", "fieldstream-checkpoint", "fieldstream-engine-api", "fieldstream-journal", "fieldstream-schemas", "foldhash", "futures", "hashbrown", "prometheus", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"],
         tests_use: &[],
         why: "order and failure: transforms no rows and knows no concrete connector",
     },
