@@ -12,6 +12,8 @@ pub static OPERATORS: &[OperatorKind] = &[
     crate::dedupe::KIND,
     crate::deadband::KIND,
     crate::window::KIND,
+    crate::detect::KIND,
+    crate::predict::KIND,
 ];
 
 /// The operator called `name` in YAML.

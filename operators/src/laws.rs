@@ -54,7 +54,11 @@ fn stateful() -> Vec<Tried> {
 
 /// Windows, detectors and predictors; their own files try more of them.
 fn methods() -> Vec<Tried> {
-    vec![readings("window", json!({"tumbling": "10s", "by": "series", "aggregate": {"n": {"count": "value"}, "mean": {"mean": "value"}}}))]
+    vec![
+        readings("window", json!({"tumbling": "10s", "by": "series", "aggregate": {"n": {"count": "value"}, "mean": {"mean": "value"}}})),
+        readings("detect", json!({"ewma": {"warmup": 5, "z": 2}, "emit": "row"})),
+        readings("predict", json!({"health": {"every": "20s", "warmup": 3}})),
+    ]
 }
 
 fn all() -> Vec<Tried> {

@@ -109,14 +109,14 @@ fn rate_flatline_and_gap() {
         [out]
         device_id  sensor_id  ts  state    severity  description                                   value  limit  deviation  raised_ts  reading_id
         a          t          2   raised   medium    changes by 7 a second, at most 3 is possible  9      3      7          2          -
-        a          t          3   cleared  medium    changes by - a second, at most - is possible  9.05   -      -          2          -
+        a          t          3   cleared  medium    back to normal                                9.05   -      -          2          -
         counts: received 9 absorbed 9 emitted 2
     "#]].assert_eq(&rig(&json!({"rate": {"max_per_second": 3}})).feed(rows).picture(PICK));
     expect![[r#"
         [out]
         device_id  sensor_id  ts  state    severity  description               value  limit  deviation  raised_ts  reading_id
         a          t          3   raised   medium    has stood at 9 for 2.5 s  9.05   2      2.5        3          -
-        a          t          6   cleared  medium    has stood at - for - s    12     -      -          3          -
+        a          t          6   cleared  medium    back to normal            12     -      -          3          -
         a          t          30  raised   medium    has stood at 12 for 24 s  12     2      24         30         -
         counts: received 9 absorbed 9 emitted 3
     "#]]
@@ -126,7 +126,7 @@ fn rate_flatline_and_gap() {
         [out]
         device_id  sensor_id  ts  state    severity  description      value  limit  deviation  raised_ts  reading_id
         a          t          30  raised   medium    silent for 24 s  -      10     24         6          -
-        a          t          30  cleared  medium    silent for 24 s  -      10     24         6          -
+        a          t          30  cleared  medium    back to normal   -      10     24         6          -
         counts: received 9 absorbed 9 emitted 2
     "#]]
     .assert_eq(&gap.feed(rows).picture(PICK));
@@ -139,8 +139,8 @@ fn rate_flatline_and_gap() {
     .assert_eq(&gap.tick(TickTime::Append(45_000_000)).picture(PICK));
     expect![[r#"
         [out]
-        device_id  sensor_id  ts  state    severity  description      value  limit  deviation  raised_ts  reading_id
-        a          t          61  cleared  medium    silent for 31 s  -      10     31         30         -
+        device_id  sensor_id  ts  state    severity  description     value  limit  deviation  raised_ts  reading_id
+        a          t          61  cleared  medium    back to normal  -      10     31         30         -
         counts: received 1 absorbed 1 emitted 1
     "#]]
     .assert_eq(&gap.tick(TickTime::Append(60_000_000)).then(gap.feed("device ts value\n a 61 1")).then(gap.end()).picture(PICK));
