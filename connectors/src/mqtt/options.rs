@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fieldstream_engine_api::{Built, ConfigError, ConfigErrors, SinkInput};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use url::Url;
 
@@ -15,14 +15,12 @@ use crate::rows::check_form;
 use crate::secret::Secret;
 
 /// MQTT protocol version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
     /// MQTT 3.1.1.
     #[default]
-    #[serde(rename = "3.1.1")]
     V311,
     /// MQTT 5.
-    #[serde(rename = "5")]
     V5,
 }
 
@@ -73,6 +71,7 @@ pub struct SourceOptions {
     pub(crate) url: String,
     /// Protocol version: `3.1.1` (default) or `5`.
     #[serde(default, deserialize_with = "protocol")]
+    #[schemars(schema_with = "protocol_schema")]
     pub(crate) protocol: Protocol,
     /// User name.
     pub(crate) username: Option<String>,
@@ -123,6 +122,7 @@ pub struct SinkOptions {
     pub(crate) url: String,
     /// Protocol version: `3.1.1` (default) or `5`.
     #[serde(default, deserialize_with = "protocol")]
+    #[schemars(schema_with = "protocol_schema")]
     pub(crate) protocol: Protocol,
     /// User name.
     pub(crate) username: Option<String>,
@@ -165,6 +165,10 @@ fn protocol<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Protocol, D::E
         "5" | "5.0" => Ok(Protocol::V5),
         _ => Err(serde::de::Error::custom(format!("unknown protocol `{text}`; write 3.1.1 or 5"))),
     }
+}
+
+fn protocol_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": ["3.1.1", "5", 5] })
 }
 
 /// A broker's address.

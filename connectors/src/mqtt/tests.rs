@@ -319,4 +319,7 @@ fn wrong_options_are_all_found_at_once() {
     let good =
         json!({ "url": "mqtts://h:8884", "topics": ["$share/g/devices/+/t"], "protocol": 5, "password": "x", "session_expiry": "1h" });
     assert_eq!((SOURCE.check)(&good), Ok(()));
+    let schema = (SOURCE.schema)();
+    assert_eq!(schema["properties"]["protocol"]["enum"], json!(["3.1.1", "5", 5]));
+    assert_eq!(schema["required"], json!(["url", "topics"]));
 }
