@@ -7,10 +7,9 @@ use anyhow::{Context, Result, bail};
 use fieldstream_pipelines::{BuildOptions, Plan, build, load};
 use fieldstream_runtime::clock::SystemClock;
 use fieldstream_runtime::engine::{Engine, EngineOptions};
-use fieldstream_runtime::pipeline::{Report, Running};
-use fieldstream_runtime::spec::{Input, PipelineParts};
+use fieldstream_runtime::pipeline::Report;
 use fieldstream_runtime::status::Status;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::cli::RunArgs;
 use crate::exit::BadPipeline;
@@ -73,10 +72,8 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
 async fn run_one(engine: &Engine, plan: &Plan, args: &RunArgs, stop: watch::Receiver<bool>) -> Result<Report> {
     let data_dir = args.node.data_dir.join("pipelines").join(&*plan.name);
     std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
-    let PipelineParts { spec, input, sinks } = build(plan, &BuildOptions { data_dir, resume: args.resume }).map_err(BadPipeline)?;
-    let Input::Log { log, finite } = input else { bail!("receivers need the journal") };
-    let running = Running { log, finite, sinks, stop, status: Arc::new(Status::default()), events: mpsc::unbounded_channel() };
-    Ok(fieldstream_runtime::pipeline::run(engine, spec, "", running).await?)
+    let parts = build(plan, &BuildOptions { data_dir, resume: args.resume }).map_err(BadPipeline)?;
+    Ok(fieldstream_runtime::pipeline::run(engine, parts, "", stop, Arc::new(Status::default())).await?)
 }
 
 #[allow(clippy::print_stdout)] // the report is this command's output

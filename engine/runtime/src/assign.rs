@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
-use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey};
+use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
 use crate::ledger::Totals;
@@ -35,8 +35,6 @@ pub(crate) struct Owned {
     pub(crate) drained: bool,
     pub(crate) has_devices: bool,
     pub(crate) quiet_ticks: u64,
-    /// Where the journal ended when its receivers had ended.
-    pub(crate) end_offset: Option<u64>,
     assignment: Assignment,
     /// Position of the last panic recovered from.
     recovered_at: Option<Mark>,
@@ -66,6 +64,7 @@ impl Coordinator<'_> {
         store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
         let ended = decisions.iter().any(|d| d.kind == crate::decisions::END_OF_INPUT && d.position.offset >= assignment.end_offset);
         hosted.set_replay(decisions);
+        hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
         let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
         let progress = Progress::new(start, sink_marks, restored.kept, self.spec.checkpoint.keep);
         if let Some(oldest) = progress.oldest() {
@@ -90,8 +89,7 @@ impl Coordinator<'_> {
             drained: false,
             has_devices: hosted.slots().active_devices() > 0,
             quiet_ticks: 0,
-            end_offset: None,
-            recovered_at: self.owned.get(&partition).and_then(|o| o.recovered_at),
+            recovered_at: None,
             assignment,
         };
         self.owned.insert(partition, owned);
@@ -170,30 +168,39 @@ impl Coordinator<'_> {
         }
     }
 
-    /// A turn panicked: the partition goes back to its checkpoint and replays; a second panic at the same place ends the
-    /// pipeline.
-    pub(crate) async fn recover(&mut self, partition: u32, node: String, message: String) -> Result<(), PipelineError> {
+    /// A turn panicked: the partition goes back to its checkpoint, replays, and steps through the batch row by row. The row
+    /// that panics then is put into quarantine by a decision, and everything else goes on.
+    pub(crate) async fn recover(
+        &mut self,
+        partition: u32,
+        node: String,
+        message: String,
+        position: Option<Position>,
+    ) -> Result<(), PipelineError> {
         let at = self.status.lock().partitions.get(&partition).map(|s| s.complete_to);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-        if owned.recovered_at.is_some() && owned.recovered_at == at {
-            return Err(PipelineError::Panic { partition, node, message });
+        match position {
+            Some(position) => {
+                tracing::error!(pipeline = %self.spec.name, partition, node, ?position, "a row made the operator panic and goes to the dead letter: {message}");
+                let decision = crate::decisions::quarantine(position, &node, &message);
+                owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+            }
+            None if self.stepping.contains_key(&partition) && owned.recovered_at == at => {
+                return Err(PipelineError::Panic { partition, node, message });
+            }
+            None => {
+                tracing::error!(pipeline = %self.spec.name, partition, node, "an operator panicked: {message}; the partition is restored and steps row by row");
+                self.stepping.insert(partition, owned.enqueued.next_offset);
+            }
         }
-        tracing::error!(pipeline = %self.spec.name, partition, node, "an operator panicked: {message}; restoring the partition from its checkpoint");
-        owned.recovered_at = at;
         let assignment = owned.assignment.clone();
         self.status.lock().restarts += 1;
-        let recovered_at = owned.recovered_at;
         self.revoke(partition).await;
         self.assign(assignment).await?;
         if let Some(owned) = self.owned.get_mut(&partition) {
-            owned.recovered_at = recovered_at;
+            owned.recovered_at = at;
         }
         Ok(())
-    }
-
-    /// Notes where the journal ends for each partition, now that nothing more is appended.
-    pub(crate) fn read_journal_end(&mut self) {
-        // Wired together with the journal's own end offsets.
     }
 }
 

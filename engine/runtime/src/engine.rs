@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use actix::{Actor, Addr, Arbiter};
 use fieldstream_checkpoint::{CheckpointStore, StoreError};
+use fieldstream_journal::{Journal, JournalError, JournalOptions};
+use tokio::sync::OnceCell;
 
 use crate::clock::Clock;
 use crate::shard::Shard;
@@ -24,6 +26,8 @@ pub struct EngineOptions {
     pub output_bytes: usize,
     /// How long a drain may take.
     pub drain_deadline: Duration,
+    /// Sizes of the journal.
+    pub journal: JournalOptions,
 }
 
 impl EngineOptions {
@@ -31,7 +35,14 @@ impl EngineOptions {
     #[must_use]
     pub fn new(data_dir: PathBuf) -> Self {
         let shards = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { data_dir, shards, queue_bytes: 4 << 20, output_bytes: 64 << 20, drain_deadline: Duration::from_secs(30) }
+        Self {
+            data_dir,
+            shards,
+            queue_bytes: 4 << 20,
+            output_bytes: 64 << 20,
+            drain_deadline: Duration::from_secs(30),
+            journal: JournalOptions::default(),
+        }
     }
 }
 
@@ -41,6 +52,7 @@ pub struct Engine {
     pub(crate) shards: Vec<Addr<Shard>>,
     pub(crate) store: CheckpointStore,
     pub(crate) clock: Arc<dyn Clock>,
+    journal: OnceCell<Journal>,
     next_pipeline: AtomicU32,
     arbiters: Vec<Arbiter>,
 }
@@ -60,7 +72,34 @@ impl Engine {
         let store = CheckpointStore::open(&options.data_dir.join("state")).await?;
         let arbiters: Vec<Arbiter> = (0..options.shards.max(1)).map(|_| Arbiter::new()).collect();
         let shards = arbiters.iter().map(|arbiter| Shard::start_in_arbiter(&arbiter.handle(), |_| Shard::default())).collect();
-        Ok(Self { options, shards, store, clock, next_pipeline: AtomicU32::new(0), arbiters })
+        Ok(Self { options, shards, store, clock, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters })
+    }
+
+    /// The node's journal, opened when the first receiver needs it.
+    ///
+    /// # Errors
+    /// If the folder cannot be used, or another process has it open.
+    pub async fn journal(&self) -> Result<&Journal, JournalError> {
+        self.journal
+            .get_or_try_init(|| async {
+                let folder = self.options.data_dir.join("journal");
+                let options = self.options.journal;
+                let opened = tokio::task::spawn_blocking(move || Journal::open(&folder, options)).await;
+                opened.unwrap_or_else(|panic| Err(JournalError::Failed(panic.to_string())))
+            })
+            .await
+    }
+
+    /// The journal, if a receiver has needed it.
+    #[must_use]
+    pub fn opened_journal(&self) -> Option<&Journal> {
+        self.journal.get()
+    }
+
+    /// The clock.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     /// A number for a pipeline of this process.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fieldstream_checkpoint::{CheckpointData, CheckpointId, PendingCheckpoint, StoreError};
-use fieldstream_engine_api::{Committed, Mark, SinkError};
+use fieldstream_engine_api::{Committed, Mark, Position, SinkError};
 
 use crate::graph::NodeMeter;
 use crate::ledger::Totals;
@@ -34,6 +34,8 @@ pub enum Event {
         node: String,
         /// The panic's message.
         message: String,
+        /// The row, where rows are stepped one by one.
+        position: Option<Position>,
     },
     /// State was copied.
     Snapshot {
@@ -77,7 +79,10 @@ pub enum Event {
         error: SinkError,
     },
     /// All receivers have ended and everything they received is in the journal.
-    ReceiversDone,
+    ReceiversDone {
+        /// Where the journal ended then: (partition, first offset after the end).
+        ends: Vec<(u32, u64)>,
+    },
     /// A receiver has given up.
     ReceiverFailed {
         /// Name of the source.

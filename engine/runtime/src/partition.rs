@@ -55,6 +55,9 @@ pub struct Partition {
     complete_to: Mark,
     replay: VecDeque<Decision>,
     quarantined: HashSet<Position>,
+    /// Rows below this offset are run one by one, so that a panic names its row.
+    stepping_below: u64,
+    stepping_at: Option<Position>,
     clock: Arc<dyn Clock>,
 }
 
@@ -96,6 +99,8 @@ impl Partition {
             complete_to: Mark { next_offset: from, next_decision: 0 },
             replay: VecDeque::new(),
             quarantined: HashSet::new(),
+            stepping_below: 0,
+            stepping_at: None,
             clock,
         })
     }
@@ -117,6 +122,19 @@ impl Partition {
     /// made. Those at the very end of the log come before the next batch or decision.
     pub fn set_replay(&mut self, decisions: impl IntoIterator<Item = Decision>) {
         self.replay.extend(decisions);
+        // A quarantine may have been decided after a decision that lies behind its row: it counts from the start.
+        self.quarantined.extend(self.replay.iter().filter(|d| d.kind == decisions::QUARANTINE).map(|d| d.position));
+    }
+
+    /// Runs rows below `offset` one by one: a batch that panicked is looked through for the row that did it.
+    pub fn step_below(&mut self, offset: u64) {
+        self.stepping_below = offset;
+    }
+
+    /// The row that is being stepped.
+    #[must_use]
+    pub fn stepping_at(&self) -> Option<Position> {
+        self.stepping_at
     }
 
     /// Carries out a decision that is durable.
@@ -187,6 +205,17 @@ impl Partition {
     }
 
     fn run_slice(&mut self, source: usize, batch: &KeyedBatch, rows: std::ops::Range<usize>, block: Option<&PayloadBlock>) {
+        if batch.keys.position.get(rows.start).is_none_or(|p| p.offset >= self.stepping_below) {
+            return self.run_range(source, batch, rows, block);
+        }
+        for row in rows {
+            self.stepping_at = Some(batch.keys.position[row]);
+            self.run_range(source, batch, row..row + 1, block);
+        }
+        self.stepping_at = None;
+    }
+
+    fn run_range(&mut self, source: usize, batch: &KeyedBatch, rows: std::ops::Range<usize>, block: Option<&PayloadBlock>) {
         let whole = rows.len() == batch.len();
         let slice = if whole { batch.clone() } else { batch.slice(rows.start, rows.len()) };
         self.graph.push(source, slice, &mut self.totals);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fieldstream_checkpoint::{Fact, StoreError};
 use fieldstream_engine_api::{Committed, Log, LogBatch, LogError, LogEvent, SinkError};
+use fieldstream_journal::JournalError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -13,16 +14,20 @@ use crate::assign::Owned;
 use crate::decisions;
 use crate::engine::Engine;
 use crate::event::Event;
+use crate::input::{self, Opened};
 use crate::ledger::Ledger;
 use crate::queue::{OutputRoom, Work};
 use crate::shard::{Outlet, Ready, Remove};
 use crate::sink_task::{SinkShared, SinkStats, SinkTask, SinkWork};
 use crate::snapshot::RestoreError;
-use crate::spec::{PipelineSpec, SinkBox};
+use crate::spec::{PipelineParts, PipelineSpec, SinkBox};
 use crate::status::{SinkStatus, State, Status};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// When all receivers have ended and the journal has had nothing for so long, its rest belongs to other pipelines.
+const SILENT_END: Duration = Duration::from_secs(2);
 
 /// Why a pipeline stopped before its end.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,9 @@ pub enum PipelineError {
     /// The log cannot go on.
     #[error("source: {0}")]
     Log(#[from] LogError),
+    /// The journal cannot be used.
+    #[error("journal: {0}")]
+    Journal(#[from] JournalError),
     /// A sink cannot go on.
     #[error("sink {sink}: {error}")]
     Sink {
@@ -68,8 +76,8 @@ pub enum PipelineError {
     /// An operator could not be built; the planner has built it before, so this is a defect.
     #[error("operators: {0}")]
     Build(String),
-    /// The same rows panic again and again.
-    #[error("operator {node} panicked on partition {partition} and did again after a restore: {message}")]
+    /// A panic that no row can be blamed for came again.
+    #[error("operator {node} panicked on partition {partition} outside of any row, and did again after a restore: {message}")]
     Panic {
         /// Partition number.
         partition: u32,
@@ -99,28 +107,6 @@ pub struct Report {
     pub ledger: Ledger,
 }
 
-/// What the coordinator is given besides the plan.
-pub struct Running {
-    /// The log.
-    pub log: Box<dyn Log>,
-    /// True when it ends by itself.
-    pub finite: bool,
-    /// Sinks in the order of the plan.
-    pub sinks: Vec<SinkBox>,
-    /// Turns true when the pipeline shall stop.
-    pub stop: watch::Receiver<bool>,
-    /// The view from outside.
-    pub status: Arc<Status>,
-    /// Events, so that receivers can report to the coordinator.
-    pub events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
-}
-
-impl std::fmt::Debug for Running {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").field("finite", &self.finite).finish_non_exhaustive()
-    }
-}
-
 pub(crate) struct SinkHandle {
     pub(crate) name: Arc<str>,
     pub(crate) work: mpsc::UnboundedSender<SinkWork>,
@@ -142,8 +128,10 @@ pub(crate) struct Coordinator<'a> {
     stop: watch::Receiver<bool>,
     draining: bool,
     stopped: bool,
-    /// All of a receiver's payloads are in the journal; what is read from it up to there is the whole input.
-    receivers_done: bool,
+    /// Where the journal ended, by partition, when all receivers had ended: what is read up to there is the whole input.
+    ends: Option<BTreeMap<u32, u64>>,
+    /// Partitions that step row by row below an offset after a panic.
+    pub(crate) stepping: BTreeMap<u32, u64>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
 }
@@ -152,9 +140,17 @@ pub(crate) struct Coordinator<'a> {
 ///
 /// # Errors
 /// Why it could not go on. Whatever was acknowledged or marked stays true.
-pub async fn run(engine: &Engine, spec: PipelineSpec, digest: &str, running: Running) -> Result<Report, PipelineError> {
-    let Running { log, finite, sinks, stop, status, events } = running;
+pub async fn run(
+    engine: &Engine,
+    parts: PipelineParts,
+    digest: &str,
+    stop: watch::Receiver<bool>,
+    status: Arc<Status>,
+) -> Result<Report, PipelineError> {
+    let PipelineParts { spec, input, sinks } = parts;
     let start = engine.clock.monotonic();
+    let events = mpsc::unbounded_channel();
+    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0).await?;
     let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
     let shared = SinkShared {
         pipeline: Arc::clone(&spec.name),
@@ -184,11 +180,15 @@ pub async fn run(engine: &Engine, spec: PipelineSpec, digest: &str, running: Run
         stop,
         draining: false,
         stopped: false,
-        receivers_done: false,
+        ends: None,
+        stepping: BTreeMap::new(),
         drain_until: None,
         spec: Arc::new(spec),
     };
-    status.lock().state = State::Running;
+    {
+        let mut inner = status.lock();
+        (inner.state, inner.number) = (State::Running, coordinator.number);
+    }
     let outcome = coordinator.work().await;
     let closed = match outcome {
         Ok(()) => coordinator.close().await,
@@ -236,6 +236,7 @@ impl Coordinator<'_> {
                     }
                     Err(error) => return Err(error.into()),
                 },
+                () = tokio::time::sleep(SILENT_END), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
                 _ = checkpoints.tick() => self.all_progress(|_| Fact::SnapshotDue),
                 _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
                 changed = self.stop.changed(), if !self.stopped => {
@@ -308,16 +309,20 @@ impl Coordinator<'_> {
 
     /// When all receivers have ended, a partition ends where the journal ends.
     async fn end_after_receivers(&mut self) -> Result<(), PipelineError> {
-        if !self.receivers_done {
-            return Ok(());
-        }
-        let ends: Vec<(u32, u64)> = self
-            .owned
-            .iter()
-            .filter(|(_, o)| !o.ended && o.end_offset.is_some_and(|end| o.enqueued.next_offset >= end))
-            .map(|(p, o)| (*p, o.enqueued.next_offset))
-            .collect();
+        let Some(ends) = &self.ends else { return Ok(()) };
+        let reached =
+            |(partition, owned): &(&u32, &Owned)| !owned.ended && ends.get(partition).is_some_and(|end| owned.enqueued.next_offset >= *end);
+        let ends: Vec<(u32, u64)> = self.owned.iter().filter(reached).map(|(p, o)| (*p, o.enqueued.next_offset)).collect();
         for (partition, offset) in ends {
+            self.end_input(partition, offset).await?;
+        }
+        Ok(())
+    }
+
+    /// The rest of the journal belongs to other pipelines: nothing more comes for this one.
+    async fn end_silent(&mut self) -> Result<(), PipelineError> {
+        let open: Vec<(u32, u64)> = self.owned.iter().filter(|(_, o)| !o.ended).map(|(p, o)| (*p, o.enqueued.next_offset)).collect();
+        for (partition, offset) in open {
             self.end_input(partition, offset).await?;
         }
         Ok(())
@@ -391,15 +396,14 @@ impl Coordinator<'_> {
                 self.progress(partition, Fact::TurnDone { mark: complete_to });
                 self.drain_partition(partition);
             }
-            Event::Panicked { partition, node, message } => self.recover(partition, node, message).await?,
+            Event::Panicked { partition, node, message, position } => self.recover(partition, node, message, position).await?,
             Event::Snapshot { partition, data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
             Event::Stored { partition, result } => self.snapshot_stored(partition, result)?,
             Event::Committed { partition, at, result } => self.manifest_stored(partition, at, result).await?,
             Event::Durable { sink, committed, accounted } => self.on_durable(sink, &committed, accounted),
             Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
-            Event::ReceiversDone => {
-                self.receivers_done = true;
-                self.read_journal_end();
+            Event::ReceiversDone { ends } => {
+                self.ends = Some(ends.into_iter().collect());
                 self.end_after_receivers().await?;
             }
             Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),

@@ -177,7 +177,8 @@ impl Hosted {
             Err(panic) => {
                 self.poisoned = true;
                 let node = self.partition.graph().running().unwrap_or("ingress").to_owned();
-                self.tell(Event::Panicked { partition: number, node, message: panic_message(&*panic) });
+                let position = self.partition.stepping_at();
+                self.tell(Event::Panicked { partition: number, node, message: panic_message(&*panic), position });
             }
         }
     }

@@ -68,6 +68,8 @@ pub struct SinkStats {
     pub retries: AtomicU64,
     /// Rows handed to the task and not yet committed (or found durable already).
     pub queued: AtomicU64,
+    /// When the commit under way was first tried, milliseconds on the monotonic clock; 0: none is under way.
+    pub trying_since_ms: AtomicU64,
     /// Duration of commits, seconds.
     pub commit_seconds: Histogram,
     /// Rows of each commit.
@@ -89,6 +91,7 @@ impl SinkStats {
         Self {
             retries: AtomicU64::new(0),
             queued: AtomicU64::new(0),
+            trying_since_ms: AtomicU64::new(0),
             commit_seconds: histogram("fieldstream_sink_commit_duration_seconds", "Duration of sink commits.", seconds()),
             batch_rows: histogram("fieldstream_sink_batch_rows", "Rows of each sink commit.", rows),
             ingest_to_commit: histogram(
@@ -305,7 +308,9 @@ impl SinkTask {
         if batches.is_empty() {
             return Ok(());
         }
+        self.stats.trying_since_ms.store(self.clock.monotonic().as_millis().max(1) as u64, Ordering::Relaxed);
         let committed = self.commit_until_it_holds(&batches).await?;
+        self.stats.trying_since_ms.store(0, Ordering::Relaxed);
         for done in &committed {
             if let Some(lane) = self.waiting.lanes.get_mut(&done.partition.partition) {
                 lane.durable = lane.durable.max(done.mark);

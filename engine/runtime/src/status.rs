@@ -7,11 +7,18 @@ use std::time::Duration;
 
 use fieldstream_engine_api::{LogId, Mark};
 use serde::Serialize;
+use serde_json::json;
+use tokio::sync::oneshot;
 
+use crate::engine::Engine;
 use crate::graph::NodeMeter;
 use crate::ledger::{Ledger, SinkTotals, Totals};
 use crate::queue::PartitionQueue;
+use crate::shard::Inspect;
 use crate::sink_task::SinkStats;
+
+/// After so long without progress a pipeline is not ready.
+const STALLED: Duration = Duration::from_secs(30);
 
 /// Where a pipeline is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -95,6 +102,8 @@ pub struct SinkStatus {
 /// Everything shown of a pipeline.
 #[derive(Debug, Default)]
 pub struct StatusInner {
+    /// Number of the pipeline on this node.
+    pub number: u32,
     /// Where it is in its life.
     pub state: State,
     /// Why it failed.
@@ -143,5 +152,85 @@ impl Status {
             }
         };
         Ledger::new(&now, &settled, &inner.sinks.iter().map(sink).collect::<Vec<_>>())
+    }
+
+    /// Why the pipeline cannot be said to make progress; empty when it does.
+    #[must_use]
+    pub fn not_ready(&self, engine: &Engine) -> Vec<String> {
+        let now = engine.clock.monotonic();
+        let inner = self.lock();
+        let mut reasons = Vec::new();
+        match inner.state {
+            State::Starting => reasons.push("partitions are being taken over".to_owned()),
+            State::Failed => reasons.push(inner.error.clone().unwrap_or_else(|| "failed".to_owned())),
+            State::Running | State::Draining | State::Finished | State::Stopped => {}
+        }
+        for (number, partition) in &inner.partitions {
+            let paused = partition.paused_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+            if paused >= STALLED {
+                reasons.push(format!("partition {number} has not been read for {} s because its queue is full", paused.as_secs()));
+            }
+        }
+        for sink in &inner.sinks {
+            let trying = sink.stats.trying_since_ms.load(Ordering::Relaxed);
+            let tried = now.saturating_sub(Duration::from_millis(trying));
+            if trying > 0 && tried >= STALLED {
+                reasons.push(format!("sink {} has not managed a commit for {} s", sink.name, tried.as_secs()));
+            }
+        }
+        reasons
+    }
+
+    /// State, partitions, operators and sinks as JSON.
+    #[must_use]
+    pub fn describe(&self) -> serde_json::Value {
+        let inner = self.lock();
+        let partition = |(number, p): (&u32, &PartitionStatus)| {
+            json!({
+                "partition": number, "log_id": p.log_id, "complete_to": p.complete_to, "read_to": p.read_to, "queue_bytes": p.queue.bytes(),
+                "active_devices": p.active_devices, "state_bytes": p.state_bytes, "checkpoint": p.checkpoint,
+            })
+        };
+        let operator = |(number, (name, kind)): (usize, &(Arc<str>, &'static str))| {
+            let mut total = NodeMeter::default();
+            for meter in inner.partitions.values().filter_map(|p| p.meters.get(number)) {
+                total.counts.add(&meter.counts);
+                total.batches += meter.batches;
+                total.busy_ns += meter.busy_ns;
+            }
+            let c = total.counts;
+            json!({
+                "name": name, "kind": kind, "received": c.received, "forwarded": c.forwarded, "absorbed": c.absorbed, "filtered": c.filtered,
+                "rejected": c.rejected, "late": c.late, "deduplicated": c.deduplicated, "emitted": c.emitted, "batches": total.batches,
+                "busy_s": total.busy_ns as f64 / 1e9,
+            })
+        };
+        let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.accounted, "queued": s.stats.queued.load(Ordering::Relaxed) });
+        json!({
+            "state": inner.state, "error": inner.error, "restarts": inner.restarts,
+            "partitions": inner.partitions.iter().map(partition).collect::<Vec<_>>(),
+            "operators": inner.operators.iter().enumerate().map(operator).collect::<Vec<_>>(),
+            "sinks": inner.sinks.iter().map(sink).collect::<Vec<_>>(),
+        })
+    }
+
+    /// What is known of a device actor on this node; `None` when no partition has it active.
+    pub async fn inspect(&self, engine: &Engine, device: &str) -> Option<serde_json::Value> {
+        let (number, partitions) = {
+            let inner = self.lock();
+            (inner.number, inner.partitions.keys().copied().collect::<Vec<u32>>())
+        };
+        for partition in partitions {
+            let (reply, found) = oneshot::channel();
+            let message = Inspect { id: (number, partition), device: device.to_owned(), reply };
+            // A shard that is gone hosts nothing.
+            let asked = engine.shard_of(number, partition).send(message).await;
+            if asked.is_ok()
+                && let Ok(Some(found)) = found.await
+            {
+                return Some(found);
+            }
+        }
+        None
     }
 }

@@ -1,0 +1,103 @@
+//! Receivers into the journal: decode, append, wait until durable, acknowledge in receive order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fieldstream_engine_api::{ReceiveError, Received, Receiver};
+use fieldstream_journal::{Journal, JournalError};
+use fieldstream_schemas::decode::Decoder;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::event::Event;
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// A full journal is tried again after this even if no room was announced: other programs may have made some.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// One receiver on its way into the journal.
+pub(crate) struct Ingest {
+    pub(crate) source: Arc<str>,
+    pub(crate) receiver: Box<dyn Receiver>,
+    pub(crate) decoder: Decoder,
+    pub(crate) journal: Journal,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+impl Ingest {
+    /// Works until the receiver ends or the pipeline is told to stop; what was received by then is durable.
+    async fn run(&mut self) -> Result<(), String> {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let received = tokio::select! {
+                stopped = self.stop.wait_for(|stop| *stop) => {
+                    // An error says that the node is gone, which is a stop as well.
+                    drop(stopped);
+                    return Ok(());
+                }
+                received = self.receiver.next() => received,
+            };
+            match received {
+                Ok(Some(received)) => {
+                    backoff = FIRST_BACKOFF;
+                    self.take(received).await?;
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => backoff = wait_after(&self.source, error, backoff).await?,
+            }
+        }
+    }
+
+    async fn take(&mut self, received: Received) -> Result<(), String> {
+        let Received { mut block, handle } = received;
+        let now_us = self.clock.now_us();
+        block.entries.iter_mut().for_each(|entry| entry.ingest_us = entry.ingest_us.or(Some(now_us)));
+        let decoded = self.decoder.decode(&block);
+        loop {
+            match self.journal.append(&self.source, decoded.clone(), None, now_us).await {
+                Ok(()) => break,
+                Err(full @ JournalError::Full { .. }) => {
+                    tracing::error!(source = %self.source, "{full}; the source is not acknowledged until there is room");
+                    // Either way the append is tried again.
+                    let _ = tokio::time::timeout(FULL_RETRY, self.journal.wait_for_room()).await;
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        match self.receiver.acknowledge(handle).await {
+            Ok(()) => Ok(()),
+            // The payloads are durable; the sender repeats what it was not told of.
+            Err(ReceiveError::Retry { context, cause }) => {
+                tracing::warn!(source = %self.source, "{context}: {cause}; unacknowledged payloads will come again");
+                Ok(())
+            }
+            Err(fatal) => Err(fatal.to_string()),
+        }
+    }
+}
+
+async fn wait_after(source: &str, error: ReceiveError, backoff: Duration) -> Result<Duration, String> {
+    match error {
+        ReceiveError::Retry { context, cause } => {
+            tracing::warn!(source, "{context}: {cause}; trying again in {backoff:?}");
+            tokio::time::sleep(backoff).await;
+            Ok((backoff * 2).min(MAX_BACKOFF))
+        }
+        fatal @ ReceiveError::Fatal { .. } => Err(fatal.to_string()),
+    }
+}
+
+/// Runs all receivers of a pipeline; tells the coordinator when the last has ended, or when one gives up.
+pub(crate) async fn run_all(ingests: Vec<Ingest>, journal: Journal, events: mpsc::UnboundedSender<Event>) {
+    let runs = ingests.into_iter().map(|mut ingest| async move { (Arc::clone(&ingest.source), ingest.run().await) });
+    let outcomes = futures::future::join_all(runs).await;
+    let failure = outcomes.into_iter().find_map(|(source, outcome)| outcome.err().map(|error| (source, error)));
+    let event = match failure {
+        Some((source, error)) => Event::ReceiverFailed { source, error },
+        None => Event::ReceiversDone { ends: journal.assignments().iter().map(|a| (a.partition, a.end_offset)).collect() },
+    };
+    // The coordinator may have ended first.
+    let _ = events.send(event);
+}

@@ -1,0 +1,236 @@
+//! Metrics in Prometheus text format, made from the pipelines' status at each scrape. No label names a device.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fieldstream_journal::{FSYNC_BOUNDS_US, JournalStats};
+use prometheus::core::Collector;
+use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
+
+use crate::engine::Engine;
+use crate::ledger::Ledger;
+use crate::status::{PartitionStatus, Status, StatusInner};
+
+type Result<T> = std::result::Result<T, prometheus::Error>;
+
+/// Registers families once and sets one value per label set.
+struct Scrape {
+    registry: Registry,
+}
+
+impl Scrape {
+    fn counter(&self, name: &str, help: &str, labels: &[&str], values: impl IntoIterator<Item = (Vec<String>, u64)>) -> Result<()> {
+        let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+        for (labels, value) in values {
+            family.with_label_values(&labels).inc_by(value);
+        }
+        self.registry.register(Box::new(family))
+    }
+
+    fn gauge(&self, name: &str, help: &str, labels: &[&str], values: impl IntoIterator<Item = (Vec<String>, f64)>) -> Result<()> {
+        let family = GaugeVec::new(Opts::new(name, help), labels)?;
+        for (labels, value) in values {
+            family.with_label_values(&labels).set(value);
+        }
+        self.registry.register(Box::new(family))
+    }
+
+    /// A counter of seconds, which is no whole number.
+    fn seconds(&self, name: &str, help: &str, labels: &[&str], values: impl IntoIterator<Item = (Vec<String>, f64)>) -> Result<()> {
+        let family = prometheus::CounterVec::new(Opts::new(name, help), labels)?;
+        for (labels, value) in values {
+            family.with_label_values(&labels).inc_by(value.max(0.0));
+        }
+        self.registry.register(Box::new(family))
+    }
+
+    fn collector(&self, collector: impl Collector + 'static) -> Result<()> {
+        self.registry.register(Box::new(collector))
+    }
+}
+
+/// One pipeline at the moment of the scrape.
+struct View<'a> {
+    name: &'a str,
+    ledger: Ledger,
+    status: std::sync::MutexGuard<'a, StatusInner>,
+}
+
+impl View<'_> {
+    fn label(&self) -> Vec<String> {
+        vec![self.name.to_owned()]
+    }
+
+    fn sum(&self, value: impl Fn(&PartitionStatus) -> f64) -> (Vec<String>, f64) {
+        (self.label(), self.status.partitions.values().map(value).sum())
+    }
+
+    /// (labels, value) of every operator, summed over partitions.
+    fn operators(&self, value: impl Fn(&crate::graph::NodeMeter) -> f64) -> Vec<(Vec<String>, f64)> {
+        let operators = self.status.operators.iter().enumerate();
+        let total = |number: usize| self.status.partitions.values().filter_map(|p| p.meters.get(number)).map(&value).sum();
+        operators.map(|(number, (name, kind))| (vec![self.name.to_owned(), name.to_string(), (*kind).to_owned()], total(number))).collect()
+    }
+}
+
+/// All metrics of this node.
+///
+/// # Errors
+/// If a family is malformed, which a test excludes.
+pub fn render(pipelines: &[(&str, &Status)], engine: &Engine) -> Result<String> {
+    let scrape = Scrape { registry: Registry::new() };
+    let views: Vec<View<'_>> =
+        pipelines.iter().map(|(name, status)| View { name, ledger: status.ledger(), status: status.lock() }).collect();
+    let version = vec![(vec![env!("CARGO_PKG_VERSION").to_owned()], 1.0)];
+    scrape.gauge("fieldstream_build_info", "Version of the program.", &["version"], version)?;
+    account(&scrape, &views)?;
+    operators(&scrape, &views)?;
+    partitions(&scrape, &views, engine)?;
+    sinks(&scrape, &views)?;
+    if let Some(journal) = engine.opened_journal() {
+        journal_metrics(&scrape, &journal.stats())?;
+    }
+    drop(views);
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&scrape.registry.gather(), &mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn account(scrape: &Scrape, views: &[View<'_>]) -> Result<()> {
+    let by = |pick: fn(&Ledger) -> u64| views.iter().map(move |v| (v.label(), pick(&v.ledger)));
+    scrape.counter(
+        "fieldstream_readings_received_total",
+        "Readings received; an undecodable payload counts as one.",
+        &["pipeline"],
+        by(|l| l.received),
+    )?;
+    scrape.counter(
+        "fieldstream_readings_settled_total",
+        "Readings that passed ingress and validation and every sink's mark.",
+        &["pipeline"],
+        by(|l| l.settled),
+    )?;
+    scrape.counter("fieldstream_readings_deduplicated_total", "Readings known already.", &["pipeline"], by(|l| l.deduplicated))?;
+    let in_flight = views.iter().map(|v| (v.label(), v.ledger.in_flight as f64));
+    scrape.gauge("fieldstream_readings_in_flight", "Readings some sink's mark has not passed.", &["pipeline"], in_flight)?;
+    let imbalance = views.iter().map(|v| (v.label(), f64::from(u8::from(!v.ledger.balanced))));
+    scrape.gauge("fieldstream_ledger_imbalance", "0 while the account balances, 1 when it does not.", &["pipeline"], imbalance)?;
+    let codes = views.iter().flat_map(|v| v.ledger.dead_lettered.iter().map(|(code, n)| (vec![v.name.to_owned(), code.to_string()], *n)));
+    scrape.counter("fieldstream_dead_letters_total", "Readings sent to the dead letter.", &["pipeline", "code"], codes)?;
+    let reasons = views.iter().flat_map(|v| v.ledger.dropped.iter().map(|(why, n)| (vec![v.name.to_owned(), why.to_string()], *n)));
+    scrape.counter("fieldstream_readings_dropped_total", "Readings removed on purpose.", &["pipeline", "reason"], reasons)
+}
+
+fn operators(scrape: &Scrape, views: &[View<'_>]) -> Result<()> {
+    let labels = ["pipeline", "component", "kind"];
+    let rows = |pick: fn(&crate::graph::NodeMeter) -> u64| {
+        views.iter().flat_map(move |v| v.operators(move |m| pick(m) as f64)).map(|(labels, value)| (labels, value as u64))
+    };
+    scrape.counter("fieldstream_component_received_rows_total", "Rows given to the component.", &labels, rows(|m| m.counts.received))?;
+    scrape.counter(
+        "fieldstream_component_sent_rows_total",
+        "Rows sent on by the component.",
+        &labels,
+        rows(|m| m.counts.forwarded + m.counts.emitted),
+    )?;
+    scrape.counter("fieldstream_component_errors_total", "Rows the component rejected.", &labels, rows(|m| m.counts.rejected))?;
+    scrape.counter(
+        "fieldstream_component_discarded_rows_total",
+        "Rows the component filtered out or knew already.",
+        &labels,
+        rows(|m| m.counts.filtered + m.counts.deduplicated),
+    )?;
+    scrape.counter("fieldstream_late_rows_total", "Rows that came after their window had closed.", &labels, rows(|m| m.counts.late))?;
+    scrape.counter("fieldstream_component_batches_total", "Batches given to the component.", &labels, rows(|m| m.batches))?;
+    let busy = views.iter().flat_map(|v| v.operators(|m| m.busy_ns as f64 / 1e9));
+    scrape.seconds("fieldstream_operator_busy_seconds_total", "Time spent in the operator.", &labels, busy)
+}
+
+fn partitions(scrape: &Scrape, views: &[View<'_>], engine: &Engine) -> Result<()> {
+    let (now_us, now) = (engine.clock.now_us(), engine.clock.monotonic());
+    let sum = |value: fn(&PartitionStatus) -> f64| views.iter().map(move |v| v.sum(value));
+    scrape.gauge("fieldstream_partitions", "Partitions owned by this node.", &["pipeline"], sum(|_| 1.0))?;
+    scrape.gauge("fieldstream_queue_bytes", "Payload bytes waiting for a turn.", &["pipeline"], sum(|p| p.queue.bytes() as f64))?;
+    scrape.gauge("fieldstream_active_devices", "Device actors in memory.", &["pipeline"], sum(|p| p.active_devices as f64))?;
+    scrape.gauge("fieldstream_state_bytes", "Bytes of keyed state at the last snapshot.", &["pipeline"], sum(|p| p.state_bytes as f64))?;
+    scrape.gauge(
+        "fieldstream_log_lag",
+        "Offsets read and not yet handled.",
+        &["pipeline"],
+        sum(|p| p.read_to.saturating_sub(p.complete_to.next_offset) as f64),
+    )?;
+    let paused = views
+        .iter()
+        .map(|v| v.sum(|p| (p.paused_for + p.paused_since.map_or_else(Default::default, |s| now.saturating_sub(s))).as_secs_f64()));
+    scrape.seconds("fieldstream_backpressure_seconds_total", "Time the log was paused because a queue was full.", &["pipeline"], paused)?;
+    let lag = views.iter().filter_map(|v| {
+        let newest = v.status.partitions.values().filter_map(|p| p.event_us).max()?;
+        Some((v.label(), now_us.saturating_sub(newest) as f64 / 1e6))
+    });
+    scrape.gauge("fieldstream_time_lag_seconds", "Wall time minus the newest event time handled.", &["pipeline"], lag)?;
+    let age = views.iter().filter_map(|v| {
+        let oldest = v.status.partitions.values().filter_map(|p| p.checkpoint_at_s).reduce(f64::min)?;
+        Some((v.label(), now.as_secs_f64() - oldest))
+    });
+    scrape.gauge("fieldstream_checkpoint_age_seconds", "Age of the oldest partition's newest checkpoint.", &["pipeline"], age)?;
+    let restarts = views.iter().map(|v| (v.label(), v.status.restarts));
+    scrape.counter("fieldstream_restarts_total", "Partitions restored after a panic.", &["pipeline"], restarts)
+}
+
+fn sinks(scrape: &Scrape, views: &[View<'_>]) -> Result<()> {
+    let labels = ["pipeline", "sink"];
+    let each = |value: fn(&crate::status::SinkStatus) -> u64| {
+        views.iter().flat_map(move |v| v.status.sinks.iter().map(move |s| (vec![v.name.to_owned(), s.name.to_string()], value(s))))
+    };
+    scrape.counter(
+        "fieldstream_sink_rows_total",
+        "Rows made durable, those before a restored checkpoint included.",
+        &labels,
+        each(|s| s.accounted),
+    )?;
+    scrape.counter("fieldstream_sink_refused_rows_total", "Rows the service refused.", &labels, each(|s| s.refused.values().sum()))?;
+    scrape.counter(
+        "fieldstream_sink_retries_total",
+        "Commits that were tried again.",
+        &labels,
+        each(|s| s.stats.retries.load(Ordering::Relaxed)),
+    )?;
+    let queued = each(|s| s.stats.queued.load(Ordering::Relaxed)).map(|(labels, n)| (labels, n as f64));
+    scrape.gauge("fieldstream_sink_queued_rows", "Rows waiting for a commit.", &labels, queued)?;
+    for stats in views.iter().flat_map(|v| v.status.sinks.iter().map(|s| Arc::clone(&s.stats))) {
+        scrape.collector(stats.commit_seconds.clone())?;
+        scrape.collector(stats.batch_rows.clone())?;
+        scrape.collector(stats.ingest_to_commit.clone())?;
+        scrape.collector(stats.event_to_commit.clone())?;
+    }
+    Ok(())
+}
+
+fn journal_metrics(scrape: &Scrape, stats: &JournalStats) -> Result<()> {
+    let one = |value: u64| [(Vec::new(), value)];
+    scrape.gauge("fieldstream_journal_bytes", "Bytes of the journal on disk.", &[], [(Vec::new(), stats.disk_bytes as f64)])?;
+    scrape.counter("fieldstream_journal_written_bytes_total", "Bytes written to the journal.", &[], one(stats.written_bytes))?;
+    scrape.counter("fieldstream_journal_rows_total", "Rows made durable in the journal.", &[], one(stats.rows))?;
+    scrape.counter("fieldstream_journal_fsyncs_total", "Group commits.", &[], one(stats.fsyncs))?;
+    scrape.counter("fieldstream_journal_refused_total", "Appends refused because the disk budget was reached.", &[], one(stats.refused))?;
+    scrape.counter(
+        "fieldstream_journal_lost_frames_total",
+        "Damaged frames that had been acknowledged; 0 unless the disk lied.",
+        &[],
+        one(stats.lost),
+    )?;
+    scrape.seconds(
+        "fieldstream_journal_fsync_seconds_total",
+        "Time spent in fsync.",
+        &[],
+        [(Vec::new(), stats.fsync_nanos as f64 / 1e9)],
+    )?;
+    let bound = |number: usize| FSYNC_BOUNDS_US.get(number).map_or("+Inf".to_owned(), |us| format!("{}", *us as f64 / 1e6));
+    let buckets = stats.fsync_buckets.iter().enumerate().map(|(number, count)| (vec![bound(number)], *count));
+    scrape.counter(
+        "fieldstream_journal_fsyncs_by_duration_total",
+        "Group commits by upper bound of their fsync's seconds, not cumulative.",
+        &["up_to"],
+        buckets,
+    )
+}
