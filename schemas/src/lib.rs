@@ -5,6 +5,7 @@
 pub mod columns;
 pub mod decode;
 pub mod encode;
+mod json_schema;
 pub mod payload;
 pub mod position;
 pub mod quality;
@@ -12,6 +13,7 @@ pub mod records;
 pub mod time;
 
 pub use columns::{Readings, readings_schema};
+pub use json_schema::json_schemas;
 pub use payload::{Decoded, PayloadBlock, PayloadEntry, Reject};
 pub use position::Position;
 pub use quality::{Quality, QualityScale};

@@ -77,6 +77,9 @@ impl CsvReader {
             if skip {
                 skip = false;
                 if own_header {
+                    if !payload.utf8 && record.iter().any(|n| std::str::from_utf8(n).is_err()) {
+                        break;
+                    }
                     let clean = record.iter().map(|n| n.strip_prefix(b"\xef\xbb\xbf").unwrap_or(n).trim_ascii());
                     columns = self.meaning(clean);
                 }

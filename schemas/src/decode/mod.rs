@@ -25,7 +25,8 @@ use self::output::{Accounts, Output, Payload};
 use self::parts::{Checks, Fault, Surroundings};
 use self::rows::Columns;
 use self::senml::SenmlReader;
-use crate::{Decoded, PayloadBlock, PayloadEntry, readings_schema};
+use crate::payload::CODE_PARSE;
+use crate::{Decoded, PayloadBlock, PayloadEntry, Position, Reject, readings_schema};
 
 /// Turns payload blocks of one source into rows and rejects. Keeps caches between blocks; results do not depend on them.
 #[derive(Debug)]
@@ -127,13 +128,28 @@ impl Decoder {
             }
         }
         let Accounts { positions, rejects, .. } = out.accounts;
-        let rows = self.columns.finish().unwrap_or_else(|error| {
-            // The columns are equally long and their bytes checked; a defect here must not look like an empty input.
-            debug_assert!(false, "columns of a block: {error}");
-            RecordBatch::new_empty(readings_schema())
-        });
-        Decoded { rows, positions, rejects }
+        match self.columns.finish() {
+            Ok(rows) => Decoded { rows, positions, rejects },
+            Err(error) => {
+                // The columns are equally long and their bytes checked. Should that be wrong, nothing is lost even so.
+                debug_assert!(false, "columns of a block: {error}");
+                self.columns = Columns::default();
+                refuse_all(block, positions, rejects)
+            }
+        }
     }
+}
+
+/// Every row of the block as a reject with the payload it came from.
+fn refuse_all(block: &PayloadBlock, positions: Vec<Position>, mut rejects: Vec<Reject>) -> Decoded {
+    rejects.extend(positions.into_iter().map(|position| Reject {
+        position,
+        code: CODE_PARSE,
+        message: "the block could not be made into columns".into(),
+        payload: block.at_offset(position.offset).unwrap_or_default(),
+    }));
+    rejects.sort_by_key(|reject| reject.position);
+    Decoded { rows: RecordBatch::new_empty(readings_schema()), positions: Vec::new(), rejects }
 }
 
 /// Where `entry` lies; a range outside of the data is empty.

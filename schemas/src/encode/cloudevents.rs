@@ -65,20 +65,20 @@ impl CloudEvent<'_> {
     }
 }
 
+/// All event types: of readings, alerts, predictions, dead letters and other rows.
+pub const EVENT_TYPES: [&str; 5] =
+    ["fieldstream.reading", "fieldstream.alert", "fieldstream.prediction", "fieldstream.dead-letter", "fieldstream.row"];
+
 /// The event type of rows of `schema`: `fieldstream.reading`, `.alert`, `.prediction`, `.dead-letter`, or `.row` for others.
 #[must_use]
 pub fn event_type(schema: &SchemaRef) -> &'static str {
-    let known = [
-        (readings_schema(), "fieldstream.reading"),
-        (alert_schema(), "fieldstream.alert"),
-        (prediction_schema(), "fieldstream.prediction"),
-        (dead_letter_schema(), "fieldstream.dead-letter"),
-    ];
+    let known = [readings_schema(), alert_schema(), prediction_schema(), dead_letter_schema()];
     let same = |other: &SchemaRef| {
         let names = |s: &SchemaRef| s.fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
         names(other) == names(schema)
     };
-    known.iter().find(|(other, _)| same(other)).map_or("fieldstream.row", |(_, name)| name)
+    let [.., other] = EVENT_TYPES;
+    known.iter().zip(EVENT_TYPES).find(|(schema, _)| same(schema)).map_or(other, |(_, name)| name)
 }
 
 /// Writes rows of one schema as events.

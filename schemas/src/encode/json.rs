@@ -24,7 +24,7 @@ const MEMBER_NAMES: [(&str, &str); 12] = [
 ];
 
 /// Text columns of readings and records that hold JSON.
-const JSON_COLUMNS: [&str; 3] = ["tags", "factors", "actions"];
+pub(crate) const JSON_COLUMNS: [&str; 3] = ["tags", "factors", "actions"];
 
 /// The JSON member name of column `column`.
 #[must_use]
