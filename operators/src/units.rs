@@ -56,7 +56,7 @@ static UNITS: &[Unit] = &[
     unit("power", "mW", &["milliwatt"], 1.0, 1e3),
     unit("power", "kW", &["kilowatt", "kilowatts"], 1e3, 1.0),
     unit("power", "MW", &["megawatt"], 1e6, 1.0),
-    unit("power", "[HP]", &["hp", "horsepower"], 745.699_871_582_270_22, 1.0),
+    unit("power", "[HP]", &["hp", "horsepower"], 745.699_871_582_270_2, 1.0),
     unit("apparent power", "VA", &["voltampere"], 1.0, 1.0),
     unit("apparent power", "kVA", &[], 1e3, 1.0),
     unit("reactive power", "var", &[], 1.0, 1.0),
@@ -144,34 +144,39 @@ static UNITS: &[Unit] = &[
     unit("count", "count", &["counts", "pcs"], 1.0, 1.0),
 ];
 
-/// Units by name and alias; names of three letters or more also in lower case, where that means one unit only.
-static INDEX: LazyLock<(HashMap<&'static str, usize>, HashMap<String, Option<usize>>)> = LazyLock::new(|| {
-    let mut exact = HashMap::new();
-    let mut folded: HashMap<String, Option<usize>> = HashMap::new();
-    for (number, unit) in UNITS.iter().enumerate() {
-        for name in unit.aliases.iter().chain([&unit.name]) {
-            exact.insert(*name, number);
-            if name.chars().count() >= 3 {
-                let entry = folded.entry(name.to_lowercase()).or_insert(Some(number));
-                *entry = entry.filter(|known| *known == number);
-            }
+/// Units by name and alias.
+static EXACT: LazyLock<HashMap<&'static str, &'static Unit>> =
+    LazyLock::new(|| UNITS.iter().flat_map(|unit| unit.names().map(move |name| (name, unit))).collect());
+
+/// Units by lower-case name of three letters or more; `None` where that means several.
+static FOLDED: LazyLock<HashMap<String, Option<&'static Unit>>> = LazyLock::new(|| {
+    let mut folded: HashMap<String, Option<&'static Unit>> = HashMap::new();
+    for unit in UNITS {
+        for name in unit.names().filter(|name| name.chars().count() >= 3) {
+            let entry = folded.entry(name.to_lowercase()).or_insert(Some(unit));
+            *entry = entry.filter(|known| *known == unit);
         }
     }
-    (exact, folded)
+    folded
 });
+
+impl Unit {
+    /// Aliases, then the name.
+    fn names(&'static self) -> impl Iterator<Item = &'static str> {
+        self.aliases.iter().chain([&self.name]).copied()
+    }
+}
 
 /// The unit called `name`, blanks around it aside. Letter case counts where it must (`mW`, `MW`), so `mpa` is unknown.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Unit> {
-    let (exact, folded) = &*INDEX;
     let name = name.trim();
-    let number = exact.get(name).copied().or_else(|| folded.get(&name.to_lowercase()).copied().flatten());
-    number.and_then(|number| UNITS.get(number))
+    EXACT.get(name).copied().or_else(|| FOLDED.get(&name.to_lowercase()).copied().flatten())
 }
 
 /// Names of all units, for suggestions.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    UNITS.iter().flat_map(|unit| unit.aliases.iter().chain([&unit.name]).copied())
+    UNITS.iter().flat_map(Unit::names)
 }
 
 /// A linear conversion.
@@ -260,8 +265,8 @@ mod tests {
     fn names_mean_one_unit_and_dimensions_do_not_mix() {
         let mut seen = HashMap::new();
         for unit in UNITS {
-            for name in unit.aliases.iter().chain([&unit.name]) {
-                assert_eq!(seen.insert(*name, unit.name), None, "{name} is twice in the table");
+            for name in unit.names() {
+                assert_eq!(seen.insert(name, unit.name), None, "{name} is twice in the table");
                 assert_eq!(find(name).map(|u| u.name), Some(unit.name));
             }
         }

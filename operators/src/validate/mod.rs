@@ -16,18 +16,18 @@ mod tests;
 
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
+use arrow::array::BooleanArray;
 use arrow::buffer::BooleanBuffer;
 use fieldstream_engine_api::{
     BuildContext, Built, Edge, Emitter, KeyedBatch, KeyedState, Operator, OperatorKind, Output, SlotDirectory, Space,
 };
 use serde_json::Value;
 
-use crate::expr::{self, Failure, keep, reject_failures};
+use crate::expr::{Failure, keep, reject_failures};
 use crate::options as reading;
 use convert::Units;
 pub use options::ValidateOptions;
-use rules::{Check, Otherwise, Rule};
+use rules::{Otherwise, Rule};
 
 /// Its line in the catalogue.
 pub const KIND: OperatorKind = OperatorKind {

@@ -15,7 +15,7 @@ fn check(options: &Value, picture: &str, columns: &[&str], expected: &Expect) {
     expected.assert_eq(&Rig::new(validate(options)).feed(picture).picture(columns));
 }
 
-fn rule(rule: Value) -> Value {
+fn rule(rule: &Value) -> Value {
     json!({"rules": [rule]})
 }
 
@@ -72,7 +72,7 @@ fn the_first_rule_that_fails_counts() {
 #[test]
 fn age_and_future_are_judged_by_ingest_time_where_there_is_one() {
     check(
-        &rule(json!({"id": "clock", "timestamp": {"max_age": "1m", "max_future": "10s"}})),
+        &rule(&json!({"id": "clock", "timestamp": {"max_age": "1m", "max_future": "10s"}})),
         "device ts ingest_ts value\n a 100 100 1\n a 100 160 2\n a 100 161 3\n a 100 90 4\n a 100 89 5\n a 9999 - 6",
         &["ts", "ingest_ts", "value"],
         &expect![[r#"
@@ -154,7 +154,7 @@ fn rules_apply_to_their_type_and_sensor() {
 #[test]
 fn a_spike_is_refused_and_a_new_level_is_taken_in_the_end() {
     check(
-        &rule(json!({"id": "spike", "rate": {"max_step": 5, "resync": 2}})),
+        &rule(&json!({"id": "spike", "rate": {"max_step": 5, "resync": 2}})),
         "device sensor ts value\n a t 0 10\n a t 1 90\n a t 2 11\n a p 2 90\n a t 3 50\n a t 4 51\n a t 5 52\n a t 6 53\n a t 7 NaN\n a t 8 54",
         &["sensor_id", "ts", "value"],
         &expect![[r#"
@@ -174,7 +174,7 @@ fn a_spike_is_refused_and_a_new_level_is_taken_in_the_end() {
         "#]],
     );
     check(
-        &rule(json!({"id": "speed", "rate": {"max_per_second": 1}, "otherwise": {"quality": "bad"}})),
+        &rule(&json!({"id": "speed", "rate": {"max_per_second": 1}, "otherwise": {"quality": "bad"}})),
         "device ts value\n a 0 10\n a 10 20\n a 11 22\n a 5 90\n a 12 22\n a 12 29",
         &["ts", "value", "quality"],
         &expect![[r#"
@@ -194,7 +194,7 @@ fn a_spike_is_refused_and_a_new_level_is_taken_in_the_end() {
 #[test]
 fn a_value_that_never_changes_is_stuck() {
     check(
-        &rule(json!({"id": "stuck", "stuck": {"count": 3, "tolerance": 0.1}, "otherwise": {"quality": "uncertain"}})),
+        &rule(&json!({"id": "stuck", "stuck": {"count": 3, "tolerance": 0.1}, "otherwise": {"quality": "uncertain"}})),
         "device ts value\n a 0 10\n a 1 10.05\n a 2 10\n a 3 9.9\n a 4 10.2\n b 5 10\n a 6 10.2",
         &["device_id", "ts", "value", "quality"],
         &expect![[r#"
@@ -211,7 +211,7 @@ fn a_value_that_never_changes_is_stuck() {
         "#]],
     );
     check(
-        &rule(json!({"id": "stuck", "stuck": {"for": "10m"}})),
+        &rule(&json!({"id": "stuck", "stuck": {"for": "10m"}})),
         "device ts value\n a 0 10\n a 599 10\n a 600 10\n a 601 11",
         &["ts", "value"],
         &expect![[r#"
@@ -229,7 +229,7 @@ fn a_value_that_never_changes_is_stuck() {
 #[test]
 fn a_quality_is_never_made_better() {
     check(
-        &rule(json!({"id": "doubt", "range": {"max": 0}, "otherwise": {"quality": "uncertain"}})),
+        &rule(&json!({"id": "doubt", "range": {"max": 0}, "otherwise": {"quality": "uncertain"}})),
         "device ts value quality\n a 0 1 good\n a 1 1 bad\n a 2 0 good",
         &["ts", "quality"],
         &expect![[r#"
