@@ -2,6 +2,7 @@
 
 mod blocks;
 mod inputs;
+mod rows;
 mod sidecar;
 pub mod sink;
 pub mod source;

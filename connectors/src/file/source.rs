@@ -19,6 +19,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::blocks::Lines;
 use super::inputs::Inputs;
+use super::rows::{Rows, count};
 use crate::options;
 
 /// Partitions that are read ahead at the same time, one block each. The others wait for their turn.
@@ -30,7 +31,7 @@ const MAX_LINE_LIMIT: u64 = 2 << 30;
 /// The catalogue line of the `file` source.
 pub const KIND: SourceKind = SourceKind {
     name: "file",
-    about: "Finite log of files: newline-delimited JSON or CSV, each file one partition.",
+    about: "Finite log of files: newline-delimited JSON, CSV or Parquet, each file one partition.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value| read_options(value).map(|_| ()),
     build: SourceBuild::Log(build),
@@ -66,6 +67,8 @@ enum Format {
     Ndjson,
     /// One record a line, or several lines where a quoted field holds line breaks.
     Csv,
+    /// Readings by column name; the offset is the row's number. `decode` does not apply.
+    Parquet,
 }
 
 impl Format {
@@ -73,6 +76,7 @@ impl Format {
         match self {
             Self::Ndjson => &["ndjson", "jsonl", "json"],
             Self::Csv => &["csv"],
+            Self::Parquet => &["parquet"],
         }
     }
 }
@@ -130,7 +134,13 @@ enum State {
 }
 
 /// A block with the reader that goes on after it; `None` at the end.
-type Read = Result<Option<(LogBatch, Lines)>, LogError>;
+type Read = Result<Option<(LogBatch, Reader)>, LogError>;
+
+/// An open file.
+enum Reader {
+    Lines(Lines),
+    Rows(Rows),
+}
 
 impl FileLog {
     fn new(options: Options, context: &ConnectContext) -> Self {
@@ -201,13 +211,13 @@ impl FileLog {
         }
     }
 
-    fn hand_over(&mut self, index: usize, block: Option<(LogBatch, Lines)>) -> LogEvent {
+    fn hand_over(&mut self, index: usize, block: Option<(LogBatch, Reader)>) -> LogEvent {
         let part = &mut self.parts[index];
-        let Some((batch, lines)) = block else {
+        let Some((batch, reader)) = block else {
             return LogEvent::EndOfInput { partition: part.partition, next_offset: part.end };
         };
         let (source, path, partition) = (Arc::clone(&self.source), part.path.clone(), part.partition);
-        part.state = State::Reading(spawn_blocking(move || read_on(lines, &source, &path, partition)));
+        part.state = State::Reading(spawn_blocking(move || read_on(reader, &source, &path, partition)));
         LogEvent::Batch(batch)
     }
 
@@ -219,22 +229,44 @@ impl FileLog {
 impl Part {
     fn open(&self, at: u64, options: &Options, source: &Arc<str>) -> JoinHandle<Read> {
         let (path, source, partition, end) = (self.path.clone(), Arc::clone(source), self.partition, self.end);
-        let (max_line, quoted) = (options.max_line as usize, options.format == Format::Csv);
+        let (max_line, format) = (options.max_line as usize, options.format);
         spawn_blocking(move || {
+            let failed = |e: &dyn std::error::Error| fatal(format!("read {}", path.display()), e);
             let file = File::open(&path).map_err(|e| fatal(format!("open {}", path.display()), &e))?;
-            let lines = Lines { file, at, end, max_line, quoted };
-            lines.check_start().map_err(|e| fatal(format!("read {}", path.display()), &e))?;
-            read_on(lines, &source, &path, partition)
+            let reader = if format == Format::Parquet {
+                Reader::Rows(Rows::open(file, at).map_err(|e| failed(&e))?)
+            } else {
+                let lines = Lines { file, at, end, max_line, quoted: format == Format::Csv };
+                lines.check_start().map_err(|e| failed(&e))?;
+                Reader::Lines(lines)
+            };
+            read_on(reader, &source, &path, partition)
         })
     }
 }
 
-fn read_on(mut lines: Lines, source: &Arc<str>, path: &Path, partition: u32) -> Read {
-    let block = lines.next_block().map_err(|e| fatal(format!("read {}", path.display()), &e))?;
-    Ok(block.map(|block| {
-        let payloads = Payloads::Raw(block);
-        (LogBatch { partition, source: Arc::clone(source), next_offset: lines.at, append_us: None, payloads }, lines)
+fn read_on(mut reader: Reader, source: &Arc<str>, path: &Path, partition: u32) -> Read {
+    let failed = |e: &dyn std::error::Error| fatal(format!("read {}", path.display()), e);
+    let read = match &mut reader {
+        Reader::Lines(lines) => {
+            let block = lines.next_block().map_err(|e| failed(&e))?;
+            block.map(|block| (lines.at, Payloads::Raw(block)))
+        }
+        Reader::Rows(rows) => rows.next_rows().map_err(|e| failed(&e))?.map(|payloads| (rows.at, payloads)),
+    };
+    Ok(read.map(|(next_offset, payloads)| {
+        (LogBatch { partition, source: Arc::clone(source), next_offset, append_us: None, payloads }, reader)
     }))
+}
+
+/// First offset after the end of a file.
+fn length(path: &Path, format: Format) -> Result<u64, LogError> {
+    let failed = |e: &dyn std::error::Error| fatal(format!("open {}", path.display()), e);
+    if format == Format::Parquet {
+        let file = File::open(path).map_err(|e| failed(&e))?;
+        return count(file).map_err(|e| failed(&e));
+    }
+    Ok(path.metadata().map_err(|e| failed(&e))?.len())
 }
 
 fn find(options: &Options, record: &Path, resume: bool) -> Result<Found, LogError> {
@@ -246,8 +278,7 @@ fn find(options: &Options, record: &Path, resume: bool) -> Result<Found, LogErro
     let inputs = Inputs::find(patterns, options.format.endings(), record, resume).map_err(|e| fatal(context(), &e))?;
     let mut lengths = BTreeMap::new();
     for (partition, path) in &inputs.files {
-        let length = path.metadata().map_err(|e| fatal(format!("open {}", path.display()), &e))?.len();
-        lengths.insert(*partition, length);
+        lengths.insert(*partition, length(path, options.format)?);
     }
     Ok((inputs, lengths))
 }

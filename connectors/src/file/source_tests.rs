@@ -126,3 +126,38 @@ fn wrong_options_are_told_at_their_place() {
     let errors = read_options(&json!({ "path": "x", "formt": "csv" })).expect_err("typo");
     assert!(errors[0].to_string().contains("formt"), "{}", errors[0]);
 }
+
+#[tokio::test]
+async fn parquet_rows_are_readings_and_rows_without_a_device_are_rejects() {
+    use arrow::array::{Array as _, Int32Array, RecordBatch, StringArray, TimestampMillisecondArray};
+    let dir = tempfile::tempdir().expect("tempdir");
+    let rows = RecordBatch::try_from_iter_with_nullable([
+        ("value", std::sync::Arc::new(Int32Array::from(vec![1, 2, 3])) as arrow::array::ArrayRef, true),
+        ("device_id", std::sync::Arc::new(StringArray::from(vec![Some("a"), None, Some("c")])), true),
+        ("sensor_id", std::sync::Arc::new(StringArray::from(vec!["s", "s", "s"])), true),
+        ("ts", std::sync::Arc::new(TimestampMillisecondArray::from(vec![1, 2, 3])), true),
+    ])
+    .expect("batch");
+    let file = fs::File::create(dir.path().join("p5.parquet")).expect("create");
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, rows.schema(), None).expect("writer");
+    writer.write(&rows).expect("write");
+    writer.close().expect("close");
+
+    let context = ConnectContext { pipeline: "p".into(), node: "in".into(), data_dir: dir.path().join("data"), resume: false };
+    let value = json!({ "path": dir.path(), "format": "parquet" });
+    for (from, expected) in [(0, vec![(0, 1.0), (2, 3.0)]), (2, vec![(2, 3.0)])] {
+        let mut log = FileLog::new(read_options(&value).expect("options"), &context);
+        let LogEvent::Assigned(assigned) = log.next().await.expect("assigned") else { panic!("assigned") };
+        assert_eq!((assigned[0].partition, assigned[0].end_offset), (5, 3));
+        log.seek(5, from).await.expect("seek");
+        let LogEvent::Batch(batch) = log.next().await.expect("rows") else { panic!("rows") };
+        let Payloads::Rows { rows, positions, rejects, .. } = batch.payloads else { panic!("rows") };
+        let readings = fieldstream_schemas::Readings::new(&rows).expect("readings");
+        assert_eq!((0..rows.num_rows()).map(|i| (positions[i].offset, readings.value.value(i))).collect::<Vec<_>>(), expected);
+        assert_eq!(readings.ts.value(0), 1000 * (expected[0].0 as i64 + 1));
+        assert_eq!(readings.quality.null_count(), 0);
+        let refused: Vec<_> = rejects.iter().map(|r| (r.position.offset, r.code)).collect();
+        assert_eq!(refused, if from == 0 { vec![(1, "parse")] } else { vec![] });
+        assert!(matches!(log.next().await.expect("end"), LogEvent::EndOfInput { partition: 5, next_offset: 3 }));
+    }
+}

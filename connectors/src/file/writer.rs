@@ -1,6 +1,7 @@
 //! The blocking half of the `file` sink: append, fsync, then replace the sidecar, all under a lock.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -33,7 +34,7 @@ fn retry(context: &str, path: &Path, cause: &io::Error) -> SinkError {
     SinkError::Retry { context: format!("{context} {}", path.display()), cause: cause.to_string() }
 }
 
-fn fatal(context: &str, path: &Path, cause: impl ToString) -> SinkError {
+fn fatal(context: &str, path: &Path, cause: &dyn fmt::Display) -> SinkError {
     SinkError::Fatal { context: format!("{context} {}", path.display()), cause: cause.to_string() }
 }
 
@@ -44,9 +45,9 @@ fn committed(key: &PartitionKey, durable: Durable) -> Committed {
 impl Writer {
     fn locked(&self) -> Result<(File, PathBuf, Sidecar), SinkError> {
         let guard = self.template.beside("lock");
-        let file = lock(&guard).map_err(|e| fatal("lock", &guard, e))?;
+        let file = lock(&guard).map_err(|e| fatal("lock", &guard, &e))?;
         let path = self.template.beside("marks");
-        let sidecar = Sidecar::load(&path).map_err(|e| fatal("read marks in", &path, e))?;
+        let sidecar = Sidecar::load(&path).map_err(|e| fatal("read marks in", &path, &e))?;
         Ok((file, path, sidecar))
     }
 
@@ -65,7 +66,7 @@ impl Writer {
             let file = self.template.file(None);
             adopt(&mut sidecar, &file)?;
             // Output exists even if no row ever comes.
-            touch(&file).map_err(|e| fatal("create", &file, e))?;
+            touch(&file).map_err(|e| fatal("create", &file, &e))?;
         }
         for (file, length) in &mut sidecar.files {
             cut_tail(file, length)?;
@@ -83,7 +84,7 @@ impl Writer {
                 None
             }
         };
-        sidecar.store(&path).map_err(|e| fatal("replace marks in", &path, e))?;
+        sidecar.store(&path).map_err(|e| fatal("replace marks in", &path, &e))?;
         self.owned.insert(key.clone(), (generation, durable));
         Ok(durable.map(|d| committed(key, d)))
     }
@@ -101,7 +102,7 @@ impl Writer {
                 Some(durable) if told != Some(durable) && durable.mark >= batch.complete_to => durable,
                 Some(durable) if told != Some(durable) => {
                     let cause = format!("it stands at {}, which is inside a batch up to {}", durable.mark, batch.complete_to);
-                    return Err(fatal("check the mark in", &path, cause));
+                    return Err(fatal("check the mark in", &path, &cause));
                 }
                 before => {
                     let rows = self.encode(batch, &mut buffers)?;
@@ -117,7 +118,7 @@ impl Writer {
                 entry.durable = Some(*durable);
             }
         }
-        sidecar.store(&path).map_err(|e| fatal("replace marks in", &path, e))?;
+        sidecar.store(&path).map_err(|e| fatal("replace marks in", &path, &e))?;
         for (key, durable) in &done {
             if let Some((_, told)) = self.owned.get_mut(key) {
                 *told = Some(*durable);
@@ -130,7 +131,7 @@ impl Writer {
     fn check<'a>(&self, batch: &SinkBatch, sidecar: &'a Sidecar, path: &Path) -> Result<&'a Entry, SinkError> {
         let key = &batch.partition;
         let (Some(entry), Some((generation, _))) = (sidecar.entry(&self.sink, key), self.owned.get(key)) else {
-            return Err(fatal("find the mark in", path, format!("partition {key} has none: another run may have begun afresh")));
+            return Err(fatal("find the mark in", path, &format!("partition {key} has none: another run may have begun afresh")));
         };
         if entry.generation == *generation {
             return Ok(entry);
@@ -150,7 +151,7 @@ impl Writer {
     fn encode_rows(&self, part: &SinkRows, buffers: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<(), SinkError> {
         let rows = &part.batch.rows;
         let Some(encoder) = self.encoders.get(part.input) else {
-            return Err(fatal("encode rows for", &self.template.file(None), format!("there is no input {}", part.input)));
+            return Err(fatal("encode rows for", &self.template.file(None), &format!("there is no input {}", part.input)));
         };
         let times = rows.column_by_name(TS).and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
         let time = |row: usize| times.filter(|t| arrow::array::Array::is_valid(*t, row)).map(|t| t.value(row));
@@ -174,10 +175,10 @@ fn clear(sidecar: &mut Sidecar, path: &Path) -> Result<(), SinkError> {
     for length in sidecar.files.values_mut() {
         *length = 0;
     }
-    sidecar.store(path).map_err(|e| fatal("replace marks in", path, e))?;
+    sidecar.store(path).map_err(|e| fatal("replace marks in", path, &e))?;
     for file in std::mem::take(&mut sidecar.files).into_keys() {
         match fs::remove_file(&file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fatal("remove", &file, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fatal("remove", &file, &error)),
             _ => {}
         }
     }
@@ -192,7 +193,7 @@ fn adopt(sidecar: &mut Sidecar, file: &Path) -> Result<bool, SinkError> {
     let length = match fs::metadata(file) {
         Ok(found) => found.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(fatal("look at", file, error)),
+        Err(error) => return Err(fatal("look at", file, &error)),
     };
     sidecar.files.insert(file.to_owned(), length);
     Ok(true)
@@ -216,15 +217,15 @@ fn cut_tail(file: &Path, length: &mut u64) -> Result<(), SinkError> {
             }
             return Ok(());
         }
-        Err(error) => return Err(fatal("look at", file, error)),
+        Err(error) => return Err(fatal("look at", file, &error)),
     };
     if found < *length {
         let cause = format!("it has {found} bytes but {length} were committed: restore it, or move it away to begin anew");
-        return Err(fatal("go on with", file, cause));
+        return Err(fatal("go on with", file, &cause));
     }
     if found > *length {
         tracing::info!(file = %file.display(), bytes = found - *length, "cut rows that were never committed");
-        touch(file).and_then(|f| f.set_len(*length)).map_err(|e| fatal("cut", file, e))?;
+        touch(file).and_then(|f| f.set_len(*length)).map_err(|e| fatal("cut", file, &e))?;
     }
     Ok(())
 }
@@ -236,7 +237,7 @@ fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8
     }
     if adopted {
         // A file must be listed with its length before it grows, or a torn tail in it could not be told from rows.
-        sidecar.store(path).map_err(|e| fatal("replace marks in", path, e))?;
+        sidecar.store(path).map_err(|e| fatal("replace marks in", path, &e))?;
     }
     for (file, bytes) in buffers {
         let length = sidecar.files.entry(file.clone()).or_default();
@@ -244,9 +245,9 @@ fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8
         let handle = touch(file).map_err(|e| retry("open", file, &e))?;
         handle.write_all_at(bytes, *length).map_err(|e| retry("write", file, &e))?;
         // After a failed fsync the kernel may have dropped the pages: nobody knows what is on disk.
-        handle.sync_all().map_err(|e| fatal("fsync", file, e))?;
+        handle.sync_all().map_err(|e| fatal("fsync", file, &e))?;
         if *length == 0 {
-            sync_directory(file).map_err(|e| fatal("fsync the directory of", file, e))?;
+            sync_directory(file).map_err(|e| fatal("fsync the directory of", file, &e))?;
         }
         *length += bytes.len() as u64;
     }

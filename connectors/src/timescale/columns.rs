@@ -83,7 +83,11 @@ pub(crate) fn canonical(kind: PgType, data_type: &DataType) -> DataType {
     match kind {
         PgType::Text if matches!(data_type, DataType::Dictionary(_, _)) => fieldstream_schemas::columns::name_type(),
         PgType::Text | PgType::Json => DataType::Utf8,
-        PgType::Time => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+        // The zone stays: values count from the same moment in all of them, and a cast between zones would need their rules.
+        PgType::Time => match data_type {
+            DataType::Timestamp(_, zone) => DataType::Timestamp(TimeUnit::Microsecond, zone.clone()),
+            _ => fieldstream_schemas::columns::time_type(),
+        },
         PgType::Float => DataType::Float64,
         // A u64 may not fit: the encoder decides row by row.
         PgType::Int if *data_type == DataType::UInt64 => DataType::UInt64,

@@ -258,7 +258,8 @@ pub(crate) fn read(value: &Value, inputs: &[SinkInput]) -> Built<Plan> {
 
 fn check_table(table: &TablePlan, errors: &mut Vec<ConfigError>) {
     let kind_of = |name: &str| table.columns.iter().find(|c| c.name == name).map(|c| c.kind);
-    if !table.aggregates.is_empty() && !(table.by_time() && kind_of(VALUE) == Some(PgType::Float) && kind_of(DEVICE_ID).is_some()) {
+    let rolls_up = table.by_time() && kind_of(VALUE) == Some(PgType::Float) && kind_of(DEVICE_ID).is_some();
+    if !table.aggregates.is_empty() && !rolls_up {
         errors.push(ConfigError::new("/aggregates", "needs the columns `device_id`, `ts` and a numeric `value` in the input"));
     }
     for (i, width) in table.aggregates.iter().enumerate() {

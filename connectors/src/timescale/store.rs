@@ -31,7 +31,7 @@ pub(crate) async fn run(conn: &mut PgConnection, sql: impl Into<String>) -> Resu
 /// savepoint and halved until the row is alone. Returns the refused ones.
 pub(crate) async fn store_rows(conn: &mut PgConnection, table: &TablePlan, rows: &Encoded) -> Result<Vec<Refused>, sqlx::Error> {
     let mut refused = Vec::new();
-    let mut waiting = vec![0..rows.len()];
+    let mut waiting = Vec::from([Range { start: 0, end: rows.len() }]);
     while let Some(range) = waiting.pop() {
         if range.is_empty() {
             continue;
