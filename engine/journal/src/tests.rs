@@ -94,8 +94,11 @@ async fn batch(log: &mut JournalLog) -> LogBatch {
     }
 }
 
-/// What a batch holds: readings as (position, device, value), undecodable payloads as (position, bytes).
-fn parts(batch: &LogBatch) -> (Vec<(Position, String, f64)>, Vec<(Position, String)>) {
+/// A reading: where, device, value.
+type Read = (Position, String, f64);
+
+/// What a batch holds: readings, and undecodable payloads as (position, bytes).
+fn parts(batch: &LogBatch) -> (Vec<Read>, Vec<(Position, String)>) {
     let Payloads::Rows { rows, positions, rejects, .. } = &batch.payloads else { panic!("the journal holds rows") };
     let readings = Readings::new(rows).unwrap();
     let device = |row| fieldstream_schemas::columns::name_at(readings.device_id, row).unwrap().to_owned();

@@ -199,7 +199,7 @@ impl Writer {
             index.next.clone_from(&self.next);
             self.segment.len.store(self.at, Release);
         }
-        self.shared.full.send_if_modified(|full| std::mem::take(full));
+        self.shared.full.send_if_modified(std::mem::take);
         self.shared.committed.send_modify(|frames| *frames += 1);
     }
 
@@ -259,7 +259,7 @@ impl Writer {
         let done =
             removed.and_then(|()| sync_folder(&self.shared.folder)).and_then(|()| self.shared.index().holds.save(&self.shared.folder));
         done.map_err(|e| self.failed("delete segments of", &e))?;
-        self.shared.full.send_if_modified(|full| std::mem::take(full));
+        self.shared.full.send_if_modified(std::mem::take);
         Ok(())
     }
 

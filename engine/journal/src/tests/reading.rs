@@ -152,8 +152,10 @@ async fn reopening_goes_on_where_it_was() {
     assert!(error.to_string().contains("ends at offset 4"), "{error}");
 }
 
-/// One append: (source, [(payload step, device, rejects instead)]).
-fn appends() -> impl Strategy<Value = Vec<(bool, Vec<(bool, u8, bool)>)>> {
+/// One append: from our source or another one; per row: in a new payload, device, undecodable.
+type Input = (bool, Vec<(bool, u8, bool)>);
+
+fn appends() -> impl Strategy<Value = Vec<Input>> {
     prop::collection::vec((any::<bool>(), prop::collection::vec((any::<bool>(), 0..12_u8, prop::bool::weighted(0.1)), 0..30)), 1..12)
 }
 
