@@ -190,3 +190,29 @@ fn every_method_obeys_the_laws() {
         }
     }
 }
+
+#[test]
+fn over_windows_two_warm_minutes_stay_quiet_and_five_raise_one_alarm() {
+    let window = json!({"tumbling": "1m", "aggregate": {
+        "max_c": {"max": "value"}, "good": {"mean": "CASE WHEN quality = 'good' THEN 1.0 ELSE 0.0 END"},
+    }});
+    let window = crate::window::build(&window, &readings_edge(), &context()).unwrap();
+    let detect = json!({
+        "threshold": {"column": "max_c", "above": -18.0, "deadband": 1.5, "where": "good >= 0.8"},
+        "on_delay": "3m", "off_delay": "5m", "alarm": {"severity": "high", "text": "{device_id} at {max_c} C"},
+    });
+    let mut detect = Rig::new(build(&detect, &window.outputs()[0].edge, &context()).unwrap());
+    let runs = [(-20.0, 9), (-12.0, 2), (-20.0, 9), (-12.0, 5), (-20.0, 9)];
+    let values = runs.iter().flat_map(|(value, times)| std::iter::repeat_n(value, *times));
+    let rows: String = values.enumerate().map(|(minute, value)| format!("\n f1 {} {value}", minute * 60)).collect();
+    let mut windows = Rig::new(window);
+    let turn = windows.feed(&format!("device ts value{rows}"));
+    let minutes = turn.then(windows.end()).port("").unwrap();
+    expect![[r#"
+        [out]
+        device_id  ts    state    description  raised_ts
+        f1         1440  raised   f1 at -12 C  1260
+        f1         1860  cleared  f1 at -20 C  1260
+        counts: received 34 absorbed 34 emitted 2
+    "#]].assert_eq(&detect.batch(&minutes).picture(&["device_id", "ts", "state", "description", "raised_ts"]));
+}
