@@ -6,7 +6,7 @@
 
 pub mod decisions;
 pub mod error;
-pub mod objects;
+pub(crate) mod objects;
 pub mod progress;
 pub mod snapshot;
 pub mod store;

@@ -1,6 +1,6 @@
 //! The embedded log: one write-ahead log for all receivers and partitions of a node.
 //!
-//! Each group commit is one [`frame`] and one fsync; a producer is acknowledged after it. Frames lie in [`segment`] files,
+//! Each group commit is one frame and one fsync; a producer is acknowledged after it. Frames lie in segment files,
 //! which are deleted when every registered pipeline has acknowledged everything in them, and never before: a full journal
 //! refuses, it does not forget. [`JournalLog`] reads it as an ordinary [`fieldstream_engine_api::Log`]. This room reads no
 //! wall clock. See `docs/adr/0006-journal-storage.md`.
