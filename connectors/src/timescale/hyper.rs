@@ -71,16 +71,31 @@ async fn aggregate(conn: &mut PgConnection, table: &TablePlan, width: Duration) 
     // Rows that retention has dropped must not be refreshed away: the window ends before them.
     let start = match table.retain {
         Some(retain) => interval(retain.saturating_sub(table.chunk).max(width * 4)),
-        None => "NULL".to_owned(),
+        None => "NULL::interval".to_owned(),
     };
-    let sql = format!(
+    let create = format!(
         "CREATE MATERIALIZED VIEW IF NOT EXISTS {view} WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS {} \
-         WHERE value IS NOT NULL GROUP BY {groups} WITH NO DATA; \
-         SELECT add_continuous_aggregate_policy('{view}', start_offset => {start}, end_offset => {}, schedule_interval => {}, \
-         if_not_exists => TRUE)",
+         WHERE value IS NOT NULL GROUP BY {groups} WITH NO DATA",
         rollup_select(table, width, "time_bucket"),
-        interval(width),
+    );
+    optional(conn, "a continuous aggregate", create).await?;
+    let end = interval(width);
+    let sql = format!(
+        "SELECT (j.config->>'start_offset')::interval IS NOT DISTINCT FROM {start} AND (j.config->>'end_offset')::interval = {end} \
+         FROM timescaledb_information.jobs j JOIN timescaledb_information.continuous_aggregates c \
+         ON c.materialization_hypertable_name = '_materialized_hypertable_' || (j.config->>'mat_hypertable_id') \
+         WHERE c.view_schema = $1 AND c.view_name = $2 AND j.proc_name = 'policy_refresh_continuous_aggregate'"
+    );
+    let same = sqlx::query_scalar(AssertSqlSafe(sql)).bind(&table.schema).bind(rollup_name(table, width));
+    let same: Option<Option<bool>> = same.fetch_optional(&mut *conn).await?;
+    if same.flatten() == Some(true) {
+        return Ok(());
+    }
+    // Newer versions allow a second policy beside the first and refuse it where the windows overlap: the old one goes first.
+    let policy = format!(
+        "SELECT remove_continuous_aggregate_policy('{view}', if_exists => TRUE); \
+         SELECT add_continuous_aggregate_policy('{view}', start_offset => {start}, end_offset => {end}, schedule_interval => {})",
         interval(width.max(Duration::from_secs(60)))
     );
-    optional(conn, "a continuous aggregate", sql).await
+    optional(conn, "a refresh policy", policy).await
 }

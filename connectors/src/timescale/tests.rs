@@ -334,6 +334,41 @@ async fn alerts_and_dead_letters_have_tables_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_hypertable_has_its_policies_and_aggregates_and_takes_rows_into_compressed_chunks() {
+    let Some(mut server) = Server::new().await else { return };
+    if server.rows("SELECT name::text FROM pg_available_extensions WHERE name = 'timescaledb'").await.is_empty() {
+        eprintln!("SKIPPED: the server has no TimescaleDB, the test of hypertables did not run");
+        return;
+    }
+    server.run("CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA public").await;
+    let schema = server.schema.clone();
+    for retain in ["20000d", "30000d"] {
+        let options =
+            json!({ "mode": "timescale", "compress_after": "10000d", "retain": retain, "aggregates": ["5m", "1h"], "unique": true });
+        let mut sink = server.sink(&options);
+        sink.open(&key(0), Generation(1)).await.expect("made once, found and changed the second time");
+    }
+    let jobs = format!(
+        "SELECT concat_ws(' ', proc_name, (config->>'drop_after')::interval, (config->>'compress_after')::interval) \
+         FROM timescaledb_information.jobs WHERE hypertable_schema = '{schema}' AND hypertable_name = 'sensor_data' ORDER BY 1"
+    );
+    assert_eq!(server.rows(&jobs).await, ["policy_compression 240000:00:00", "policy_retention 720000:00:00"]);
+
+    let mut sink = server.sink(&json!({ "mode": "auto", "unique": true }));
+    sink.open(&key(0), Generation(2)).await.expect("open");
+    sink.commit(&[batch(0, &[row("2026-11-23T10:01:00Z", 1.0), row("2026-11-23T10:04:00Z", 3.0)], 2)]).await.expect("commit");
+    let five = "SELECT concat_ws(' ', to_char(bucket, 'HH24:MI'), device_id, sensor_id, count, min, max, sum, mean) FROM sensor_data_5m ORDER BY bucket";
+    assert_eq!(server.rows(five).await, ["10:00 d1 s1 2 1 3 4 2"]);
+    assert_eq!(
+        server.rows(&format!("SELECT public.compress_chunk(c)::text FROM public.show_chunks('{schema}.sensor_data') c")).await.len(),
+        1
+    );
+    let work = [row("2026-11-23T10:04:00Z", 9.0), row("2026-11-23T10:06:00Z", 5.0)];
+    sink.commit(&[batch(0, &work, 4)]).await.expect("rows for a compressed chunk, one a duplicate");
+    assert_eq!(server.values().await, ["1", "3", "5"]);
+}
+
+#[tokio::test]
 async fn a_table_that_does_not_fit_stops_with_a_hint() {
     let Some(mut server) = Server::new().await else { return };
     let schema = server.schema.clone();
