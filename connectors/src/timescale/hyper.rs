@@ -44,7 +44,9 @@ async fn compress(conn: &mut PgConnection, table: &TablePlan, after: Duration) -
         let by = if segments.is_empty() { String::new() } else { format!("timescaledb.compress_segmentby = '{}', ", segments.join(", ")) };
         let target = table.target();
         let sql = format!("ALTER TABLE {target} SET (timescaledb.compress, {by}timescaledb.compress_orderby = '{TS} DESC')");
-        optional(conn, "compression", sql).await?;
+        if !optional(conn, "compression", sql).await? {
+            return Ok(());
+        }
     }
     policy(conn, table, "compression", "compress_after", after).await
 }
@@ -62,7 +64,7 @@ async fn policy(conn: &mut PgConnection, table: &TablePlan, name: &str, key: &st
     }
     let target = table.target();
     let sql = format!("SELECT remove_{name}_policy('{target}', if_exists => TRUE); SELECT add_{name}_policy('{target}', {age})");
-    optional(conn, name, sql).await
+    optional(conn, name, sql).await.map(|_| ())
 }
 
 async fn aggregate(conn: &mut PgConnection, table: &TablePlan, width: Duration) -> Result<(), sqlx::Error> {
@@ -78,7 +80,9 @@ async fn aggregate(conn: &mut PgConnection, table: &TablePlan, width: Duration) 
          WHERE value IS NOT NULL GROUP BY {groups} WITH NO DATA",
         rollup_select(table, width, "time_bucket"),
     );
-    optional(conn, "a continuous aggregate", create).await?;
+    if !optional(conn, "a continuous aggregate", create).await? {
+        return Ok(());
+    }
     let end = interval(width);
     let sql = format!(
         "SELECT (j.config->>'start_offset')::interval IS NOT DISTINCT FROM {start} AND (j.config->>'end_offset')::interval = {end} \
@@ -97,5 +101,5 @@ async fn aggregate(conn: &mut PgConnection, table: &TablePlan, width: Duration) 
          SELECT add_continuous_aggregate_policy('{view}', start_offset => {start}, end_offset => {end}, schedule_interval => {})",
         interval(width.max(Duration::from_secs(60)))
     );
-    optional(conn, "a refresh policy", policy).await
+    optional(conn, "a refresh policy", policy).await.map(|_| ())
 }

@@ -233,14 +233,14 @@ async fn prepare_rollups(conn: &mut PgConnection, table: &TablePlan) -> Result<(
     Ok(())
 }
 
-/// Runs a statement that a licence or version may not allow; then says so and goes on without it.
-pub(crate) async fn optional(conn: &mut PgConnection, what: &str, sql: String) -> Result<(), sqlx::Error> {
+/// Runs a statement that a licence or version may not allow; then says so, goes on without it and returns false.
+pub(crate) async fn optional(conn: &mut PgConnection, what: &str, sql: String) -> Result<bool, sqlx::Error> {
     run(conn, "SAVEPOINT fieldstream_optional").await?;
     match sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await {
-        Ok(_) => run(conn, "RELEASE SAVEPOINT fieldstream_optional").await,
+        Ok(_) => run(conn, "RELEASE SAVEPOINT fieldstream_optional").await.map(|()| true),
         Err(error) if code(&error).as_deref() == Some("0A000") => {
             tracing::warn!(%error, "{what} is not available in this edition of TimescaleDB; going on without it");
-            run(conn, "ROLLBACK TO SAVEPOINT fieldstream_optional; RELEASE SAVEPOINT fieldstream_optional").await
+            run(conn, "ROLLBACK TO SAVEPOINT fieldstream_optional; RELEASE SAVEPOINT fieldstream_optional").await.map(|()| false)
         }
         Err(error) => Err(error),
     }
