@@ -1,6 +1,7 @@
 //! Arguments and logging.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -111,7 +112,7 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 /// Sends `tracing` events to stderr. A filter that cannot be read falls back to `info`.
 pub(crate) fn start_logging(logging: &Logging) {
     let filter = EnvFilter::try_new(&logging.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     // A logger that is set already (tests) stays.
     let _ = if logging.log_json { builder.json().try_init() } else { builder.try_init() };
 }
