@@ -76,3 +76,31 @@ impl Sink for Stdout {
         Ok(batches.iter().map(|batch| counted(&mut self.delivered, batch)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Float64Array, RecordBatch};
+    use fieldstream_engine_api::{KeyedBatch, Keys, LogId, Mark, Position, SinkRows};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_row_is_a_line_and_is_counted() {
+        let rows = RecordBatch::try_from_iter([("value", Arc::new(Float64Array::from(vec![1.5, 2.5])) as ArrayRef)]).expect("batch");
+        let mut sink = Stdout { encoders: vec![JsonWriter::new(&rows.schema())], delivered: BTreeMap::new() };
+        let mut keys = Keys::default();
+        keys.push(0, 0, Position::new(0, 0));
+        keys.push(0, 0, Position::new(1, 0));
+        let partition = PartitionKey { pipeline: "p".into(), log_id: LogId("l".into()), partition: 0 };
+        let complete_to = Mark { next_offset: 2, next_decision: 0 };
+        let batch = SinkBatch { partition, rows: vec![SinkRows { input: 0, batch: KeyedBatch::new(rows, keys) }], complete_to };
+        assert_eq!(String::from_utf8_lossy(&sink.lines(std::slice::from_ref(&batch))), "{\"value\":1.5}\n{\"value\":2.5}\n");
+        assert_eq!(sink.open(&batch.partition, Generation(1)).await.expect("open"), None);
+        for delivered in [2, 4] {
+            let done = sink.commit(std::slice::from_ref(&batch)).await.expect("commit");
+            assert_eq!((done[0].mark, done[0].delivered), (complete_to, delivered));
+        }
+    }
+}
