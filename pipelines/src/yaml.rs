@@ -122,6 +122,9 @@ fn clean_message(message: &str) -> String {
         Some((place, rest)) if place.contains("column") => rest,
         _ => line,
     };
+    if let Some(key) = line.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split(',').next()) {
+        return format!("duplicate key `{key}`");
+    }
     line.split(" at line ").next().unwrap_or(line).trim_end_matches([':', '.']).to_owned()
 }
 

@@ -242,8 +242,11 @@ fn judge(from: &str, expect: &ExpectConfig, batches: &[KeyedBatch]) -> Result<Ve
             }
             None => batch.clone(),
         };
-        actual.extend(rows::to_json(&kept.rows));
+        actual.extend(kept.keys.position.iter().copied().zip(rows::to_json(&kept.rows)));
     }
+    // Rules reject one after the other; a person thinks in the order of the input.
+    actual.sort_by_key(|(position, _)| *position);
+    let actual: Vec<_> = actual.into_iter().map(|(_, row)| row).collect();
     let mut failures = Vec::new();
     let which = expect.condition.as_ref().map_or(String::new(), |sql| format!(" where {sql}"));
     if let Some(count) = expect.count.filter(|c| *c != actual.len()) {
