@@ -167,7 +167,7 @@ fn run_one(plan: &Plan, test: &TestConfig) -> Result<Vec<String>, String> {
         let (port, edge) = port(plan, name).ok_or_else(|| format!("there is no port `{name}`"))?;
         heard.push((port, SinkInput { name: name.into(), edge }));
     }
-    let (rows, _) = play(plan, test, listening(spec(plan), heard.clone()))?;
+    let (rows, _) = play(plan, test, &listening(spec(plan), heard.clone()))?;
     let mut failures = Vec::new();
     for expect in &test.expect {
         if let Some(from) = &expect.from {
@@ -177,7 +177,7 @@ fn run_one(plan: &Plan, test: &TestConfig) -> Result<Vec<String>, String> {
         }
         if expect.ledger.is_some() {
             // Ears are readers too and would move the first fan-out, where dispositions are counted: the ledger runs without.
-            let (_, totals) = play(plan, test, spec(plan))?;
+            let (_, totals) = play(plan, test, &spec(plan))?;
             if totals.received != totals.accounted() {
                 failures.push(format!("ledger: NOT balanced: {totals:?}"));
             }
@@ -207,9 +207,9 @@ impl Clock for StandingClock {
 }
 
 /// What the last sink of `spec` got, by input, and the account.
-fn play(plan: &Plan, test: &TestConfig, spec: PipelineSpec) -> Result<(Vec<Vec<KeyedBatch>>, Totals), String> {
+fn play(plan: &Plan, test: &TestConfig, spec: &PipelineSpec) -> Result<(Vec<Vec<KeyedBatch>>, Totals), String> {
     let key = PartitionKey { pipeline: Arc::clone(&plan.name), log_id: LogId("test".into()), partition: 0 };
-    let mut partition = Partition::new(&spec, &key, 0, Arc::new(StandingClock))
+    let mut partition = Partition::new(spec, &key, 0, Arc::new(StandingClock))
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let batches = input::batches(plan, test)?;
     let end = batches.last().map_or(0, |b| b.next_offset);

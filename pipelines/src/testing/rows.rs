@@ -100,16 +100,16 @@ mod tests {
 
     use super::*;
 
-    fn rows(value: Value) -> Vec<Map<String, Value>> {
+    fn rows(value: &Value) -> Vec<Map<String, Value>> {
         value.as_array().map(|a| a.iter().filter_map(|v| v.as_object().cloned()).collect()).unwrap_or_default()
     }
 
     #[test]
     fn expected_rows_are_a_subsequence_by_the_named_columns() {
-        let actual = rows(json!([{"a": 1, "b": "x"}, {"a": 2.0000000001, "b": "2026-01-01T00:00:00.000Z"}, {"a": 3, "b": null}]));
-        assert_eq!(first_missing(&rows(json!([{"a": 1}, {"b": null}])), &actual), None);
-        assert_eq!(first_missing(&rows(json!([{"a": 2, "b": "2026-01-01T00:00:00Z"}])), &actual), None);
-        assert_eq!(first_missing(&rows(json!([{"a": 3}, {"a": 1}])), &actual), Some(1), "order counts");
-        assert_eq!(first_missing(&rows(json!([{"a": 1}, {"a": 1}])), &actual), Some(1), "each row is used once");
+        let actual = rows(&json!([{"a": 1, "b": "x"}, {"a": 2.0000000001, "b": "2026-01-01T00:00:00.000Z"}, {"a": 3, "b": null}]));
+        assert_eq!(first_missing(&rows(&json!([{"a": 1}, {"b": null}])), &actual), None);
+        assert_eq!(first_missing(&rows(&json!([{"a": 2, "b": "2026-01-01T00:00:00Z"}])), &actual), None);
+        assert_eq!(first_missing(&rows(&json!([{"a": 3}, {"a": 1}])), &actual), Some(1), "order counts");
+        assert_eq!(first_missing(&rows(&json!([{"a": 1}, {"a": 1}])), &actual), Some(1), "each row is used once");
     }
 }
