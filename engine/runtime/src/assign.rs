@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use crate::ledger::Totals;
 use crate::partition::Partition;
 use crate::pipeline::{Coordinator, PipelineError};
-use crate::queue::PartitionQueue;
+use crate::queue::{PartitionQueue, Work};
 use crate::shard::{Host, Remove};
 use crate::sink_task::SinkWork;
 use crate::status::PartitionStatus;
@@ -31,6 +31,8 @@ pub(crate) struct Owned {
     pub(crate) enqueued: Mark,
     pub(crate) paused: bool,
     pub(crate) ended: bool,
+    /// Offset of the last end of input that is decided already and is being replayed.
+    pub(crate) end_decided: Option<u64>,
     pub(crate) drain_asked: bool,
     pub(crate) drained: bool,
     pub(crate) has_devices: bool,
@@ -62,7 +64,8 @@ impl Coordinator<'_> {
         let decisions = store.decisions_from(start.next_decision).await?;
         let decided = start.next_decision + decisions.len() as u64;
         store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
-        let ended = decisions.iter().any(|d| d.kind == crate::decisions::END_OF_INPUT && d.position.offset >= assignment.end_offset);
+        let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
+        let replays = !decisions.is_empty();
         hosted.set_replay(decisions);
         hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
         let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
@@ -84,7 +87,8 @@ impl Coordinator<'_> {
             acknowledge: None,
             enqueued: Mark { next_decision: decided, ..start },
             paused: false,
-            ended,
+            ended: false,
+            end_decided,
             drain_asked: false,
             drained: false,
             has_devices: hosted.slots().active_devices() > 0,
@@ -95,6 +99,9 @@ impl Coordinator<'_> {
         self.owned.insert(partition, owned);
         let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet: self.outlet.clone() };
         self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
+        if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
+            self.send_token(partition);
+        }
         self.log.seek(partition, start.next_offset).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
@@ -196,6 +203,10 @@ impl Coordinator<'_> {
         let assignment = owned.assignment.clone();
         self.status.lock().restarts += 1;
         self.revoke(partition).await;
+        if !self.resume_reading() {
+            // Told to stop: the next start replays from the checkpoint.
+            return Ok(());
+        }
         self.assign(assignment).await?;
         if let Some(owned) = self.owned.get_mut(&partition) {
             owned.recovered_at = at;

@@ -62,6 +62,8 @@ pub struct Graph {
     sources: Vec<SourceNode>,
     /// Rows on each channel in this turn.
     channels: Vec<Vec<KeyedBatch>>,
+    /// Rows that reached each sink in this turn.
+    arrived: Vec<Vec<SinkRows>>,
     slots: (usize, usize),
     running: Option<usize>,
 }
@@ -167,7 +169,7 @@ impl Graph {
         let sources = sources.collect();
         nodes.iter_mut().zip(terminal).for_each(|(node, terminal)| node.terminal = terminal);
         let sinks = spec.sinks.iter().map(|s| SinkNode { inputs: s.inputs.iter().filter_map(|(port, _)| wiring.channel(*port)).collect() });
-        Ok(Self { sinks: sinks.collect(), sources, channels: vec![Vec::new(); wiring.channels.len()], nodes, slots: (0, 0), running: None })
+        Ok(Self { arrived: spec.sinks.iter().map(|_| Vec::new()).collect(), sinks: sinks.collect(), sources, channels: vec![Vec::new(); wiring.channels.len()], nodes, slots: (0, 0), running: None })
     }
 
     /// Puts rows of `source` on its channel; [`Self::run`] does the work.
@@ -241,23 +243,28 @@ impl Graph {
             }
         }
         self.running = None;
+        self.collect();
     }
 
-    /// Takes what reached the sinks and empties all channels.
-    pub fn take_sink_rows(&mut self) -> Vec<Vec<SinkRows>> {
-        let rows_of = |sink: &SinkNode| {
-            let inputs = sink.inputs.iter().enumerate();
-            inputs
-                .flat_map(|(input, channel)| self.channels[*channel].iter().map(move |batch| SinkRows { input, batch: batch.clone() }))
-                .collect()
-        };
-        let rows = self.sinks.iter().map(rows_of).collect();
+    /// Hands what lies before the sinks to them and empties all channels: a turn may run the graph several times.
+    fn collect(&mut self) {
+        for (sink, arrived) in self.sinks.iter().zip(&mut self.arrived) {
+            for (input, channel) in sink.inputs.iter().enumerate() {
+                arrived.extend(self.channels[*channel].iter().map(|batch| SinkRows { input, batch: batch.clone() }));
+            }
+        }
         self.channels.iter_mut().for_each(Vec::clear);
-        rows
+    }
+
+    /// Takes what reached the sinks in this turn.
+    pub fn take_sink_rows(&mut self) -> Vec<Vec<SinkRows>> {
+        self.collect();
+        self.arrived.iter_mut().map(std::mem::take).collect()
     }
 
     /// Empties all channels and forgets a turn that did not finish.
     pub fn abandon_turn(&mut self) {
+        self.arrived.iter_mut().for_each(Vec::clear);
         self.channels.iter_mut().for_each(Vec::clear);
     }
 

@@ -22,3 +22,6 @@ pub mod snapshot;
 pub mod spec;
 pub mod status;
 pub mod time;
+
+#[cfg(test)]
+mod delivery_tests;

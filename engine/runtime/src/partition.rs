@@ -115,11 +115,21 @@ impl Partition {
             outputs.extend(self.replay.pop_front().map(|decision| self.decide(&decision)));
         }
         outputs.push(self.rows_turn(batch));
+        outputs.extend(self.catch_up());
+        outputs
+    }
+
+    /// Carries out the decisions of a replay that lie where the partition is, or behind it.
+    pub fn catch_up(&mut self) -> Vec<TurnOutput> {
+        let mut outputs = Vec::new();
+        while let Some(decision) = self.replay.pop_front_if(|d| d.position.offset <= self.complete_to.next_offset) {
+            outputs.push(self.decide(&decision));
+        }
         outputs
     }
 
     /// Decisions made after the checkpoint this partition was restored from, in order; they are carried out where they were
-    /// made. Those at the very end of the log come before the next batch or decision.
+    /// made, those at the very start by [`Self::catch_up`].
     pub fn set_replay(&mut self, decisions: impl IntoIterator<Item = Decision>) {
         self.replay.extend(decisions);
         // A quarantine may have been decided after a decision that lies behind its row: it counts from the start.

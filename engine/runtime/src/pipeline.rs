@@ -332,7 +332,9 @@ impl Coordinator<'_> {
         let Some(owned) = self.owned.get_mut(&partition).filter(|o| !o.ended) else { return Ok(()) };
         owned.ended = true;
         owned.enqueued.next_offset = next_offset;
-        self.decide(partition, decisions::end_of_input(next_offset)).await?;
+        if owned.end_decided.is_none_or(|offset| offset < next_offset) {
+            self.decide(partition, decisions::end_of_input(next_offset)).await?;
+        }
         if self.input_ended() {
             self.begin_drain();
         }
@@ -439,6 +441,16 @@ impl Coordinator<'_> {
         }
         let partitions: Vec<u32> = self.owned.keys().copied().collect();
         partitions.into_iter().for_each(|partition| self.drain_partition(partition));
+    }
+
+    /// A partition that is restored must be read again, even if the whole input had been read. False when the pipeline was
+    /// told to stop.
+    pub(crate) fn resume_reading(&mut self) -> bool {
+        if self.draining && !self.stopped {
+            self.draining = false;
+            self.status.lock().state = State::Running;
+        }
+        !self.stopped
     }
 
     /// When a draining partition has handled all that was read, it finishes with a checkpoint.

@@ -14,6 +14,8 @@ pub enum Work {
     Batch(LogBatch),
     /// Carry out a decision that is durable already.
     Decide(Decision),
+    /// Carry out the decisions of a replay that lie where the partition is.
+    CatchUp,
     /// Copy the state between two turns.
     Snapshot,
 }
@@ -22,7 +24,7 @@ impl Work {
     fn bytes(&self) -> usize {
         match self {
             Self::Batch(batch) => batch.payloads.bytes(),
-            Self::Decide(_) | Self::Snapshot => 0,
+            Self::Decide(_) | Self::CatchUp | Self::Snapshot => 0,
         }
     }
 }

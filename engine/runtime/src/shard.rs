@@ -164,6 +164,7 @@ impl Hosted {
         let turn = catch_unwind(AssertUnwindSafe(|| match work {
             Work::Batch(batch) => (partition.turn(batch), None),
             Work::Decide(decision) => (vec![partition.decide(&decision)], None),
+            Work::CatchUp => (partition.catch_up(), None),
             Work::Snapshot => (Vec::new(), Some((Box::new(partition.snapshot(digest)), partition.state_bytes()))),
         }));
         let number = self.partition.key().partition;
