@@ -10,7 +10,7 @@ use crate::ledger::Totals;
 use crate::partition::Partition;
 use crate::pipeline::{Coordinator, PipelineError};
 use crate::queue::{PartitionQueue, Work};
-use crate::shard::{Host, Remove};
+use crate::shard::{Host, Outlet, Remove};
 use crate::sink_task::SinkWork;
 use crate::status::PartitionStatus;
 
@@ -97,7 +97,8 @@ impl Coordinator<'_> {
             assignment,
         };
         self.owned.insert(partition, owned);
-        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet: self.outlet.clone() };
+        let outlet = Outlet { generation: claim.generation, ..self.outlet.clone() };
+        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet };
         self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
         if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
             self.send_token(partition);
@@ -123,7 +124,7 @@ impl Coordinator<'_> {
         let mut inner = self.status.lock();
         let totals: Totals = hosted.totals().clone();
         for ((sink, offered), mark) in inner.sinks.iter_mut().zip(&totals.offered).zip(marks) {
-            sink.accounted += offered;
+            sink.accounted.insert(key.partition, *offered);
             sink.refused.insert(key.partition, mark.as_ref().map_or(0, |m| m.refused));
         }
         inner.operators = hosted.graph().meters().map(|(name, kind, _)| (Arc::clone(name), kind)).collect();
@@ -167,11 +168,10 @@ impl Coordinator<'_> {
 
     fn forget_status(&self, partition: u32) {
         let mut inner = self.status.lock();
-        let Some(status) = inner.partitions.remove(&partition) else { return };
-        for (sink, offered) in inner.sinks.iter_mut().zip(&status.now.offered) {
-            let refused = sink.refused.remove(&partition).unwrap_or_default();
-            sink.accounted = sink.accounted.saturating_sub(*offered);
-            tracing::debug!(sink = %sink.name, refused, "partition {partition} is no longer counted here");
+        inner.partitions.remove(&partition);
+        for sink in &mut inner.sinks {
+            sink.accounted.remove(&partition);
+            sink.refused.remove(&partition);
         }
     }
 

@@ -3,7 +3,7 @@
 use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PendingCheckpoint, StoreError};
 use fieldstream_engine_api::Mark;
 
-use crate::event::Event;
+use crate::event::{Event, PartitionEvent};
 use crate::pipeline::{Coordinator, PipelineError};
 use crate::queue::Work;
 
@@ -44,14 +44,16 @@ impl Coordinator<'_> {
                 tokio::spawn(async move {
                     let result = store.write(generation, number, &data).await;
                     // The coordinator is gone only when the pipeline has ended.
-                    let _ = events.send(Event::Stored { partition, result });
+                    let what = PartitionEvent::Stored(result);
+                    let _ = events.send(Event::Partition { partition, generation, what });
                 });
             }
             Action::StoreManifest { at } => {
                 let Some(pending) = owned.pending.take() else { return };
                 tokio::spawn(async move {
                     let result = store.commit(&pending).await;
-                    let _ = events.send(Event::Committed { partition, at, result });
+                    let what = PartitionEvent::Committed { at, result };
+                    let _ = events.send(Event::Partition { partition, generation, what });
                 });
             }
             Action::Prune { keep } => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fieldstream_checkpoint::{CheckpointData, CheckpointId, PendingCheckpoint, StoreError};
-use fieldstream_engine_api::{Committed, Mark, Position, SinkError};
+use fieldstream_engine_api::{Committed, Generation, Mark, Position, SinkError};
 
 use crate::graph::NodeMeter;
 use crate::ledger::Totals;
@@ -11,65 +11,21 @@ use crate::ledger::Totals;
 /// One thing that happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A turn is over and its output released.
-    Turn {
+    /// Something about a partition. What an earlier incarnation of it still had to say is ignored.
+    Partition {
         /// Partition number.
         partition: u32,
-        /// How far it is.
-        complete_to: Mark,
-        /// Its account up to there.
-        totals: Totals,
-        /// What its operators have done since it was hosted.
-        meters: Vec<NodeMeter>,
-        /// Device actors in memory.
-        active_devices: usize,
-        /// Newest event time in the turn's input, microseconds since the epoch.
-        event_us: Option<i64>,
-    },
-    /// A turn panicked; the partition takes no more turns until it is restored.
-    Panicked {
-        /// Partition number.
-        partition: u32,
-        /// The operator, if one was running.
-        node: String,
-        /// The panic's message.
-        message: String,
-        /// The row, where rows are stepped one by one.
-        position: Option<Position>,
-    },
-    /// State was copied.
-    Snapshot {
-        /// Partition number.
-        partition: u32,
-        /// The copy.
-        data: Box<CheckpointData>,
-        /// Bytes of keyed state in memory.
-        state_bytes: usize,
-    },
-    /// The files of a snapshot are durable, or not.
-    Stored {
-        /// Partition number.
-        partition: u32,
-        /// What came of it.
-        result: Result<PendingCheckpoint, StoreError>,
-    },
-    /// A manifest is durable, or not.
-    Committed {
-        /// Partition number.
-        partition: u32,
-        /// Position of the checkpoint.
-        at: Mark,
-        /// What came of it.
-        result: Result<CheckpointId, StoreError>,
+        /// The incarnation.
+        generation: Generation,
+        /// What happened.
+        what: PartitionEvent,
     },
     /// A sink has committed.
     Durable {
         /// Number of the sink.
         sink: usize,
-        /// Marks of the partitions in it.
-        committed: Vec<Committed>,
-        /// Rows in it, and rows of a replay that were durable already.
-        accounted: u64,
+        /// What of each partition.
+        shares: Vec<DurableShare>,
     },
     /// A sink has given up.
     SinkFailed {
@@ -90,4 +46,58 @@ pub enum Event {
         /// Why.
         error: String,
     },
+}
+
+/// One thing that happened to a partition.
+#[derive(Debug)]
+pub enum PartitionEvent {
+    /// A turn is over and its output released.
+    Turn {
+        /// How far it is.
+        complete_to: Mark,
+        /// Its account up to there.
+        totals: Totals,
+        /// What its operators have done since it was hosted.
+        meters: Vec<NodeMeter>,
+        /// Device actors in memory.
+        active_devices: usize,
+        /// Newest event time in the turn's input, microseconds since the epoch.
+        event_us: Option<i64>,
+    },
+    /// A turn panicked; the partition takes no more turns until it is restored.
+    Panicked {
+        /// The operator, if one was running.
+        node: String,
+        /// The panic's message.
+        message: String,
+        /// The row, where rows are stepped one by one.
+        position: Option<Position>,
+    },
+    /// State was copied.
+    Snapshot {
+        /// The copy.
+        data: Box<CheckpointData>,
+        /// Bytes of keyed state in memory.
+        state_bytes: usize,
+    },
+    /// The files of a snapshot are durable, or not.
+    Stored(Result<PendingCheckpoint, StoreError>),
+    /// A manifest is durable, or not.
+    Committed {
+        /// Position of the checkpoint.
+        at: Mark,
+        /// What came of it.
+        result: Result<CheckpointId, StoreError>,
+    },
+}
+
+/// A partition's share of a sink's commit.
+#[derive(Debug)]
+pub struct DurableShare {
+    /// The incarnation that opened the sink.
+    pub generation: Generation,
+    /// What is durable.
+    pub committed: Committed,
+    /// Rows in it, and rows of a replay that were durable already.
+    pub accounted: u64,
 }

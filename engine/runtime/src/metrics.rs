@@ -186,7 +186,7 @@ fn sinks(scrape: &Scrape, views: &[View<'_>]) -> Result<()> {
         "fieldstream_sink_rows_total",
         "Rows made durable, those before a restored checkpoint included.",
         &labels,
-        each(|s| s.accounted),
+        each(crate::status::SinkStatus::total),
     )?;
     scrape.counter("fieldstream_sink_refused_rows_total", "Rows the service refused.", &labels, each(|s| s.refused.values().sum()))?;
     scrape.counter(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::{Fact, StoreError};
-use fieldstream_engine_api::{Committed, Log, LogBatch, LogError, LogEvent, SinkError};
+use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent, SinkError};
 use fieldstream_journal::JournalError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::assign::Owned;
 use crate::decisions;
 use crate::engine::Engine;
-use crate::event::Event;
+use crate::event::{DurableShare, Event, PartitionEvent};
 use crate::input::{self, Opened};
 use crate::ledger::Ledger;
 use crate::queue::{OutputRoom, Work};
@@ -173,7 +173,7 @@ pub async fn run(
         log,
         finite,
         sinks: handles,
-        outlet: Outlet { sinks: outlets, events: events.0, room, digest: digest.into() },
+        outlet: Outlet { sinks: outlets, events: events.0, room, digest: digest.into(), generation: Generation::default() },
         owned: BTreeMap::new(),
         status: Arc::clone(&status),
         events: events.1,
@@ -208,7 +208,7 @@ pub async fn run(
 }
 
 fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> SinkStatus {
-    SinkStatus { name: Arc::clone(name), dead_letter, accounted: 0, refused: BTreeMap::new(), stats: Arc::clone(stats) }
+    SinkStatus { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
 }
 
 impl Coordinator<'_> {
@@ -379,7 +379,25 @@ impl Coordinator<'_> {
 
     async fn on_event(&mut self, event: Event) -> Result<(), PipelineError> {
         match event {
-            Event::Turn { partition, complete_to, totals, meters, active_devices, event_us } => {
+            Event::Partition { partition, generation, what } => {
+                if self.owned.get(&partition).is_some_and(|owned| owned.generation == generation) {
+                    self.on_partition(partition, what).await?;
+                }
+            }
+            Event::Durable { sink, shares } => self.on_durable(sink, &shares),
+            Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
+            Event::ReceiversDone { ends } => {
+                self.ends = Some(ends.into_iter().collect());
+                self.end_after_receivers().await?;
+            }
+            Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),
+        }
+        Ok(())
+    }
+
+    async fn on_partition(&mut self, partition: u32, what: PartitionEvent) -> Result<(), PipelineError> {
+        match what {
+            PartitionEvent::Turn { complete_to, totals, meters, active_devices, event_us } => {
                 if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
                     status.complete_to = complete_to;
                     status.unsettled.push_back((complete_to, totals.clone()));
@@ -398,28 +416,25 @@ impl Coordinator<'_> {
                 self.progress(partition, Fact::TurnDone { mark: complete_to });
                 self.drain_partition(partition);
             }
-            Event::Panicked { partition, node, message, position } => self.recover(partition, node, message, position).await?,
-            Event::Snapshot { partition, data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
-            Event::Stored { partition, result } => self.snapshot_stored(partition, result)?,
-            Event::Committed { partition, at, result } => self.manifest_stored(partition, at, result).await?,
-            Event::Durable { sink, committed, accounted } => self.on_durable(sink, &committed, accounted),
-            Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
-            Event::ReceiversDone { ends } => {
-                self.ends = Some(ends.into_iter().collect());
-                self.end_after_receivers().await?;
-            }
-            Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),
+            PartitionEvent::Panicked { node, message, position } => self.recover(partition, node, message, position).await?,
+            PartitionEvent::Snapshot { data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
+            PartitionEvent::Stored(result) => self.snapshot_stored(partition, result)?,
+            PartitionEvent::Committed { at, result } => self.manifest_stored(partition, at, result).await?,
         }
         Ok(())
     }
 
-    fn on_durable(&mut self, sink: usize, committed: &[Committed], accounted: u64) {
-        if let Some(status) = self.status.lock().sinks.get_mut(sink) {
-            status.accounted += accounted;
-            status.refused.extend(committed.iter().map(|c| (c.partition.partition, c.refused)));
-        }
-        for done in committed {
-            self.progress(done.partition.partition, Fact::SinkDurable { sink, mark: done.mark });
+    fn on_durable(&mut self, sink: usize, shares: &[DurableShare]) {
+        for share in shares {
+            let partition = share.committed.partition.partition;
+            if self.owned.get(&partition).is_none_or(|owned| owned.generation != share.generation) {
+                continue;
+            }
+            if let Some(status) = self.status.lock().sinks.get_mut(sink) {
+                *status.accounted.entry(partition).or_default() += share.accounted;
+                status.refused.insert(partition, share.committed.refused);
+            }
+            self.progress(partition, Fact::SinkDurable { sink, mark: share.committed.mark });
         }
         // Output became durable: partitions that waited for room may go on.
         let waiting: Vec<u32> = self.owned.iter().filter(|(_, o)| o.queue.schedule()).map(|(p, _)| *p).collect();

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message};
-use fieldstream_engine_api::SinkRows;
+use fieldstream_engine_api::{Generation, SinkRows};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::event::Event;
+use crate::event::{Event, PartitionEvent};
 use crate::partition::{Partition, TurnOutput};
 use crate::queue::{OutputRoom, PartitionQueue, Work};
 use crate::sink_task::{SinkStats, SinkWork};
@@ -35,6 +35,8 @@ pub struct Outlet {
     pub room: Arc<OutputRoom>,
     /// Digest of the plan, for checkpoints.
     pub digest: Arc<str>,
+    /// Incarnation of the partition.
+    pub generation: Generation,
 }
 
 struct Hosted {
@@ -167,19 +169,18 @@ impl Hosted {
             Work::CatchUp => (partition.catch_up(), None),
             Work::Snapshot => (Vec::new(), Some((Box::new(partition.snapshot(digest)), partition.state_bytes()))),
         }));
-        let number = self.partition.key().partition;
         match turn {
             Ok((outputs, snapshot)) => {
                 outputs.into_iter().for_each(|output| self.release(output));
                 if let Some((data, state_bytes)) = snapshot {
-                    self.tell(Event::Snapshot { partition: number, data, state_bytes });
+                    self.tell(PartitionEvent::Snapshot { data, state_bytes });
                 }
             }
             Err(panic) => {
                 self.poisoned = true;
                 let node = self.partition.graph().running().unwrap_or("ingress").to_owned();
                 let position = self.partition.stepping_at();
-                self.tell(Event::Panicked { partition: number, node, message: panic_message(&*panic), position });
+                self.tell(PartitionEvent::Panicked { node, message: panic_message(&*panic), position });
             }
         }
     }
@@ -195,12 +196,13 @@ impl Hosted {
         }
         let meters = self.partition.graph().meters().map(|(_, _, meter)| meter).collect();
         let active_devices = self.partition.slots().active_devices();
-        self.tell(Event::Turn { partition, complete_to, totals, meters, active_devices, event_us });
+        self.tell(PartitionEvent::Turn { complete_to, totals, meters, active_devices, event_us });
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, what: PartitionEvent) {
+        let partition = self.partition.key().partition;
         // The coordinator outlives its partitions; when it is gone, so is the pipeline.
-        let _ = self.outlet.events.send(event);
+        let _ = self.outlet.events.send(Event::Partition { partition, generation: self.outlet.generation, what });
     }
 }
 

@@ -11,7 +11,7 @@ use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
-use crate::event::Event;
+use crate::event::{DurableShare, Event};
 use crate::queue::OutputRoom;
 use crate::spec::Gather;
 
@@ -111,11 +111,20 @@ impl SinkStats {
 #[derive(Debug)]
 struct Lane {
     key: PartitionKey,
+    generation: Generation,
     /// Rows below it are durable already: a replay brings them again.
     durable: Mark,
     rows: Vec<SinkRows>,
+    /// Rows of a replay that the mark says are durable.
+    skipped: u64,
     complete_to: Option<Mark>,
     bytes: usize,
+}
+
+impl Lane {
+    fn waiting_rows(&self) -> u64 {
+        self.rows.iter().map(|r| r.batch.len() as u64).sum()
+    }
 }
 
 /// What all sink tasks of a pipeline share.
@@ -155,8 +164,6 @@ impl std::fmt::Debug for SinkTask {
 struct Waiting {
     lanes: BTreeMap<u32, Lane>,
     rows: usize,
-    /// Rows of a replay that a mark says are durable.
-    skipped: u64,
     bytes: usize,
     since: Option<Duration>,
     rows_since: Option<Duration>,
@@ -238,9 +245,8 @@ impl SinkTask {
             SinkWork::Flush => self.waiting.eager = true,
             SinkWork::Forget { partition } => {
                 if let Some(lane) = self.waiting.lanes.remove(&partition) {
-                    let rows = lane.rows.iter().map(|r| r.batch.len()).sum::<usize>();
-                    self.waiting.rows -= rows;
-                    self.stats.queued.fetch_sub(rows as u64, Ordering::Relaxed);
+                    self.waiting.rows -= lane.waiting_rows() as usize;
+                    self.stats.queued.fetch_sub(lane.waiting_rows() + lane.skipped, Ordering::Relaxed);
                     self.room.give_back(lane.bytes);
                 }
             }
@@ -262,7 +268,7 @@ impl SinkTask {
             }
         };
         let durable = opened.as_ref().map_or(Mark::default(), |committed| committed.mark);
-        let lane = Lane { durable, rows: Vec::new(), complete_to: None, bytes: 0, key: key.clone() };
+        let lane = Lane { durable, generation, rows: Vec::new(), skipped: 0, complete_to: None, bytes: 0, key: key.clone() };
         self.waiting.lanes.insert(key.partition, lane);
         Ok(opened)
     }
@@ -283,7 +289,7 @@ impl SinkTask {
             let offered = part.batch.len();
             let kept = not_durable_yet(part, lane.durable, complete_to);
             let rows = kept.as_ref().map_or(0, |p| p.batch.len());
-            self.waiting.skipped += (offered - rows) as u64;
+            lane.skipped += (offered - rows) as u64;
             if let Some(part) = kept {
                 self.waiting.rows_since.get_or_insert(now);
                 self.waiting.rows += rows;
@@ -294,15 +300,16 @@ impl SinkTask {
 
     async fn commit(&mut self) -> Result<(), SinkError> {
         let mut batches = Vec::new();
+        let mut shares = BTreeMap::new();
         let mut bytes = 0;
-        for lane in self.waiting.lanes.values_mut() {
+        for (number, lane) in &mut self.waiting.lanes {
             if let Some(complete_to) = lane.complete_to.take() {
+                shares.insert(*number, lane.waiting_rows() + std::mem::take(&mut lane.skipped));
                 batches.push(SinkBatch { partition: lane.key.clone(), rows: std::mem::take(&mut lane.rows), complete_to });
                 bytes += std::mem::take(&mut lane.bytes);
             }
         }
         let rows = std::mem::take(&mut self.waiting.rows) as u64;
-        let skipped = std::mem::take(&mut self.waiting.skipped);
         self.waiting.bytes = 0;
         (self.waiting.since, self.waiting.rows_since) = (None, None);
         if batches.is_empty() {
@@ -311,16 +318,17 @@ impl SinkTask {
         self.stats.trying_since_ms.store(self.clock.monotonic().as_millis().max(1) as u64, Ordering::Relaxed);
         let committed = self.commit_until_it_holds(&batches).await?;
         self.stats.trying_since_ms.store(0, Ordering::Relaxed);
-        for done in &committed {
-            if let Some(lane) = self.waiting.lanes.get_mut(&done.partition.partition) {
-                lane.durable = lane.durable.max(done.mark);
-            }
-        }
-        self.stats.queued.fetch_sub(rows + skipped, Ordering::Relaxed);
+        self.stats.queued.fetch_sub(shares.values().sum(), Ordering::Relaxed);
         self.observe(rows);
         self.room.give_back(bytes);
+        let shares = committed.into_iter().filter_map(|committed| {
+            let lane = self.waiting.lanes.get_mut(&committed.partition.partition)?;
+            lane.durable = lane.durable.max(committed.mark);
+            let accounted = shares.remove(&committed.partition.partition).unwrap_or_default();
+            Some(DurableShare { generation: lane.generation, committed, accounted })
+        });
         // The coordinator outlives its sinks except at a failed end, when nobody asks any more.
-        let _ = self.events.send(Event::Durable { sink: self.number, committed, accounted: rows + skipped });
+        let _ = self.events.send(Event::Durable { sink: self.number, shares: shares.collect() });
         Ok(())
     }
 

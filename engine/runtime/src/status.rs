@@ -91,12 +91,20 @@ pub struct SinkStatus {
     pub name: Arc<str>,
     /// True for the dead letter.
     pub dead_letter: bool,
-    /// Rows committed or found durable, those before the restored checkpoint included.
-    pub accounted: u64,
+    /// Rows committed or found durable, those before the restored checkpoint included, by partition.
+    pub accounted: BTreeMap<u32, u64>,
     /// Rows refused by the service, by partition.
     pub refused: BTreeMap<u32, u64>,
     /// The task's counters.
     pub stats: Arc<SinkStats>,
+}
+
+impl SinkStatus {
+    /// Rows of all partitions.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.accounted.values().sum()
+    }
 }
 
 /// Everything shown of a pipeline.
@@ -141,12 +149,12 @@ impl Status {
             settled.add(&partition.settled);
         }
         let sink = |s: &SinkStatus| {
-            let refused = s.refused.values().sum();
+            let (accounted, refused) = (s.total(), s.refused.values().sum());
             let in_flight = s.stats.queued.load(Ordering::Relaxed);
             SinkTotals {
                 name: Arc::clone(&s.name),
                 dead_letter: s.dead_letter,
-                delivered: s.accounted.saturating_sub(refused),
+                delivered: accounted.saturating_sub(refused),
                 refused,
                 in_flight,
             }
@@ -205,7 +213,7 @@ impl Status {
                 "busy_s": total.busy_ns as f64 / 1e9,
             })
         };
-        let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.accounted, "queued": s.stats.queued.load(Ordering::Relaxed) });
+        let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.total(), "queued": s.stats.queued.load(Ordering::Relaxed) });
         json!({
             "state": inner.state, "error": inner.error, "restarts": inner.restarts,
             "partitions": inner.partitions.iter().map(partition).collect::<Vec<_>>(),
