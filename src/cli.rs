@@ -9,6 +9,15 @@ use clap::{Args, Parser, Subcommand};
 use fieldstream_pipelines::Environment;
 use tracing_subscriber::EnvFilter;
 
+use crate::commands::completions::CompletionsArgs;
+use crate::commands::dlq::DlqArgs;
+use crate::commands::explain::ExplainArgs;
+#[cfg(feature = "generator")]
+use crate::commands::generate::GenerateArgs;
+use crate::commands::graph::GraphArgs;
+use crate::commands::state::StateArgs;
+use crate::commands::test::TestArgs;
+
 /// Stream engine for sensor data: every device an actor, every pipeline a YAML file.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
@@ -37,6 +46,23 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Check pipeline files without running them.
     Lint(LintArgs),
+    /// Run the tests that pipeline files hold, in virtual time.
+    Test(TestArgs),
+    /// Say what a pipeline will do: columns, state, guarantees.
+    Explain(ExplainArgs),
+    /// Draw a pipeline.
+    Graph(GraphArgs),
+    /// Print the JSON Schema of pipeline files.
+    Schema,
+    /// Print the readings of a simulated fleet.
+    #[cfg(feature = "generator")]
+    Generate(GenerateArgs),
+    /// Look into a running node.
+    State(StateArgs),
+    /// Look at dead letters and send them again.
+    Dlq(DlqArgs),
+    /// Print a completion script for a shell.
+    Completions(CompletionsArgs),
 }
 
 /// Where references in pipeline files get their values.

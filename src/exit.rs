@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use fieldstream_pipelines::Problems;
 
-const FAILED: u8 = 1;
-const BAD_PIPELINE: u8 = 78;
+/// Something failed while running.
+pub(crate) const FAILED: u8 = 1;
+/// A pipeline file or variable is wrong.
+pub(crate) const BAD_PIPELINE: u8 = 78;
 
 /// A pipeline file that cannot run.
 #[derive(Debug)]

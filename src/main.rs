@@ -1,8 +1,12 @@
 //! Fieldstream's command line: arguments, logging, exit codes. Everything else lives in the rooms of the workspace.
 
+mod admin;
 mod cli;
 mod commands;
+mod dlq;
 mod exit;
+mod output;
+mod plans;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,16 @@
 //! One file per command.
 
+pub(crate) mod completions;
+pub(crate) mod dlq;
+pub(crate) mod explain;
+#[cfg(feature = "generator")]
+pub(crate) mod generate;
+pub(crate) mod graph;
 mod lint;
-mod run;
+pub(crate) mod run;
+mod schema;
+pub(crate) mod state;
+pub(crate) mod test;
 
 use std::process::ExitCode;
 
@@ -14,5 +23,14 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Lint(args) => lint::lint(&args),
+        Command::Test(args) => test::test(&args),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Graph(args) => graph::graph(&args),
+        Command::Schema => schema::schema(),
+        #[cfg(feature = "generator")]
+        Command::Generate(args) => generate::generate(&args),
+        Command::State(args) => state::state(&args),
+        Command::Dlq(args) => dlq::dlq(&args),
+        Command::Completions(args) => completions::completions(&args),
     }
 }

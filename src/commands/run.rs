@@ -1,35 +1,39 @@
 //! `fieldstream run`: pipelines on this node until their input ends or the process is told to stop.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fieldstream_pipelines::{BuildOptions, Plan, build, load};
+use fieldstream_pipelines::{BuildOptions, Plan, build};
 use fieldstream_runtime::clock::SystemClock;
 use fieldstream_runtime::engine::{Engine, EngineOptions};
 use fieldstream_runtime::pipeline::Report;
-use fieldstream_runtime::status::Status;
+use fieldstream_runtime::spec::{Input, PipelineParts};
+use fieldstream_runtime::status::State;
 use tokio::sync::watch;
 
+use crate::admin::{self, Node, Watched};
 use crate::cli::RunArgs;
 use crate::exit::BadPipeline;
+use crate::output;
+use crate::plans::plans;
+
+/// Where the admin server listens unless told otherwise.
+pub(crate) const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9600);
+
+/// How often a long run says how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// Runs the files' pipelines.
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
-    let environment = args.variables.environment(false);
-    let mut plans = Vec::new();
-    let mut problems = Vec::new();
-    for file in &args.files {
-        match load(file, &environment).into_result() {
-            Ok((plan, warnings)) => {
-                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                plans.push(plan);
-            }
-            Err(found) => problems.extend(found),
-        }
-    }
-    if !problems.is_empty() {
-        return Err(BadPipeline(problems).into());
+    let plans = plans(&args.files, &args.variables.environment(false))?;
+    let mut names: Vec<&str> = plans.iter().map(|plan| &*plan.name).collect();
+    names.sort_unstable();
+    let twice = names.iter().zip(names.iter().skip(1)).find(|(a, b)| a == b);
+    if let Some((twice, _)) = twice {
+        bail!("two files hold a pipeline called `{twice}`; they would share state: rename one");
     }
     let system = actix::System::with_tokio_rt(multi_thread_runtime);
     system.block_on(run_all(args, plans))
@@ -41,26 +45,27 @@ fn multi_thread_runtime() -> tokio::runtime::Runtime {
 }
 
 async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
+    let parts = build_all(args, &plans)?;
+    let finite = plans.iter().zip(&parts).all(|(plan, parts)| ends_by_itself(plan, parts));
     let mut options = EngineOptions::new(args.node.data_dir.clone());
     options.shards = args.node.shards.unwrap_or(options.shards);
     let engine = Engine::start(options, Arc::new(SystemClock::default())).await.context("the data directory cannot be used")?;
-    let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
-        wait_for_signal().await;
-        // Pipelines that have ended no longer listen.
-        let _ = stop.send(true);
-        wait_for_signal().await;
-        tracing::error!("told to stop twice: leaving without draining; the next start replays");
-        std::process::exit(130);
+    let pipelines = plans.into_iter().map(|plan| Watched { plan, status: Arc::default() }).collect();
+    let node = Arc::new(Node { engine: Arc::new(engine), pipelines });
+    open_admin(args.node.admin, finite, &node)?;
+    tokio::spawn(say_progress(Arc::clone(&node)));
+    let stopped = stop_on_signal();
+    let runs = node.pipelines.iter().zip(parts).map(|(pipeline, parts)| {
+        let status = Arc::clone(&pipeline.status);
+        fieldstream_runtime::pipeline::run(&node.engine, parts, "", stopped.clone(), status)
     });
-    let runs = plans.iter().map(|plan| run_one(&engine, plan, args, stopped.clone()));
     let outcomes = futures::future::join_all(runs).await;
-    engine.stop();
+    node.engine.stop();
     let mut failures = Vec::new();
-    for (plan, outcome) in plans.iter().zip(outcomes) {
+    for (pipeline, outcome) in node.pipelines.iter().zip(outcomes) {
         match outcome {
             Ok(report) => show(args, &report)?,
-            Err(error) => failures.push(format!("pipeline {}: {error:#}", plan.name)),
+            Err(error) => failures.push(format!("pipeline {}: {error:#}", pipeline.plan.name)),
         }
     }
     if !failures.is_empty() {
@@ -69,21 +74,85 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run_one(engine: &Engine, plan: &Plan, args: &RunArgs, stop: watch::Receiver<bool>) -> Result<Report> {
-    let data_dir = args.node.data_dir.join("pipelines").join(&*plan.name);
-    std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
-    let parts = build(plan, &BuildOptions { data_dir, resume: args.resume }).map_err(BadPipeline)?;
-    Ok(fieldstream_runtime::pipeline::run(engine, parts, "", stop, Arc::new(Status::default())).await?)
+fn build_all(args: &RunArgs, plans: &[Plan]) -> Result<Vec<PipelineParts>> {
+    let (mut parts, mut problems) = (Vec::new(), Vec::new());
+    for plan in plans {
+        let data_dir = args.node.data_dir.join("pipelines").join(&*plan.name);
+        std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+        match build(plan, &BuildOptions { data_dir, resume: args.resume }) {
+            Ok(built) => parts.push(built),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() { Ok(parts) } else { Err(BadPipeline(problems).into()) }
 }
 
-#[allow(clippy::print_stdout)] // the report is this command's output
+/// True when all sources of a pipeline end. Of the receivers only a limited generator does.
+fn ends_by_itself(plan: &Plan, parts: &PipelineParts) -> bool {
+    let limited = |options: &serde_json::Value| ["count", "duration"].iter().any(|limit| options.get(limit).is_some_and(|v| !v.is_null()));
+    match &parts.input {
+        Input::Log { finite, .. } => *finite,
+        Input::Receivers(_) => plan.sources.iter().all(|source| source.kind.name == "generator" && limited(&source.options)),
+    }
+}
+
+/// Opens the admin server where one is wanted. Only an address that was asked for must be free.
+fn open_admin(asked: Option<SocketAddr>, finite: bool, node: &Arc<Node>) -> Result<()> {
+    match asked {
+        Some(address) => admin::serve(address, Arc::clone(node)).map(|_| ()),
+        None if finite => Ok(()),
+        None => {
+            if let Err(error) = admin::serve(ADMIN, Arc::clone(node)) {
+                tracing::warn!("{error:#}; going on without it (--admin names another address)");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// True from the first SIGTERM or Ctrl-C on; the second ends the process.
+fn stop_on_signal() -> watch::Receiver<bool> {
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        tracing::info!("told to stop: draining");
+        // Pipelines that have ended no longer listen.
+        let _ = stop.send(true);
+        wait_for_signal().await;
+        tracing::error!("told to stop twice: leaving without draining; the next start replays");
+        std::process::exit(130);
+    });
+    stopped
+}
+
+/// Says now and then how far the pipelines are.
+async fn say_progress(node: Arc<Node>) {
+    let mut before = vec![0; node.pipelines.len()];
+    loop {
+        tokio::time::sleep(PROGRESS).await;
+        for (pipeline, before) in node.pipelines.iter().zip(&mut before) {
+            let state = pipeline.status.lock().state;
+            if matches!(state, State::Finished | State::Stopped | State::Failed) {
+                continue;
+            }
+            let ledger = pipeline.status.ledger();
+            let rate = ledger.received.saturating_sub(*before) / PROGRESS.as_secs();
+            let dead: u64 = ledger.dead_lettered.values().sum();
+            *before = ledger.received;
+            let (name, received, in_flight) = (&pipeline.plan.name, ledger.received, ledger.in_flight);
+            tracing::info!("{name}: {received} readings, {rate}/s, {in_flight} in flight, {dead} dead letters");
+        }
+    }
+}
+
 fn show(args: &RunArgs, report: &Report) -> Result<()> {
     if args.json {
-        let line = serde_json::json!({ "pipeline": report.pipeline, "state": report.state, "elapsed_s": report.elapsed_s, "ledger": report.ledger });
-        println!("{}", serde_json::to_string(&line)?);
+        let (pipeline, state, elapsed_s, ledger) = (&report.pipeline, report.state, report.elapsed_s, &report.ledger);
+        output::json_line(&serde_json::json!({ "pipeline": pipeline, "state": state, "elapsed_s": elapsed_s, "ledger": ledger }))?;
     } else {
         let balanced = if report.ledger.balanced { "balanced" } else { "NOT balanced" };
-        println!("{}: {} readings in {:.1} s; ledger: {balanced}", report.pipeline, report.ledger.received, report.elapsed_s);
+        let (pipeline, received, seconds) = (&report.pipeline, report.ledger.received, report.elapsed_s);
+        output::text(&format!("{pipeline}: {received} readings in {seconds:.1} s; ledger: {balanced}\n"))?;
     }
     if !report.ledger.balanced {
         bail!("pipeline {}: the ledger does not balance; please report this with the JSON line", report.pipeline);
