@@ -7,6 +7,8 @@ use fieldstream_pipelines::Problems;
 
 /// Something failed while running.
 pub(crate) const FAILED: u8 = 1;
+/// As clap does it.
+const WRONG_USAGE: u8 = 2;
 /// A pipeline file or variable is wrong.
 pub(crate) const BAD_PIPELINE: u8 = 78;
 
@@ -23,6 +25,18 @@ impl fmt::Display for BadPipeline {
 
 impl std::error::Error for BadPipeline {}
 
+/// Arguments that do not fit, found after clap had read them.
+#[derive(Debug)]
+pub(crate) struct WrongUsage(pub(crate) String);
+
+impl fmt::Display for WrongUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUsage {}
+
 /// Says what went wrong on stderr and gives the exit code.
 #[allow(clippy::print_stderr)] // the one place where the program's last words are printed
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -31,5 +45,5 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(BAD_PIPELINE);
     }
     eprintln!("error: {error:#}");
-    ExitCode::from(FAILED)
+    ExitCode::from(if error.is::<WrongUsage>() { WRONG_USAGE } else { FAILED })
 }

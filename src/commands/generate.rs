@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use fieldstream_connectors::generator::{Fleet, Label, read_options};
 use fieldstream_runtime::clock::{Clock, SystemClock};
 use serde_json::{Map, Value, json};
+
+use crate::exit::WrongUsage;
 
 /// How often a long generation says how far it is.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -81,7 +83,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<ExitCode> {
         Ok(options) => options,
         Err(errors) => {
             let lines = errors.iter().map(|e| format!("--{}: {}", e.path.trim_start_matches('/').replace('/', " "), e.message));
-            bail!("{}", lines.collect::<Vec<_>>().join("\n"));
+            return Err(WrongUsage(lines.collect::<Vec<_>>().join("\n")).into());
         }
     };
     let mut fleet = Fleet::new(options.fleet(clock.now_us()));
