@@ -19,6 +19,8 @@ pub static SINKS: &[SinkKind] = &[
     crate::blackhole::KIND,
     #[cfg(feature = "file")]
     crate::file::sink::KIND,
+    #[cfg(feature = "parquet")]
+    crate::parquet::sink::KIND,
     crate::stdout::KIND,
     #[cfg(feature = "timescale")]
     crate::timescale::sink::KIND,

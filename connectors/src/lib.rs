@@ -13,6 +13,8 @@ pub mod kafka;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 mod options;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 #[cfg(any(feature = "kafka", feature = "mqtt"))]
 mod rows;
 #[cfg(any(feature = "kafka", feature = "mqtt", feature = "timescale"))]
