@@ -19,7 +19,7 @@ use crate::problem::Problems;
 pub struct BuildOptions {
     /// The node's directory for durable state.
     pub data_dir: PathBuf,
-    /// True when the run continues an earlier one; false lets outputs of finite runs be truncated.
+    /// True when the run continues an earlier one; false lets outputs of finite runs be truncated. Endless inputs always continue.
     pub resume: bool,
 }
 
@@ -62,7 +62,10 @@ pub fn spec(plan: &Plan) -> PipelineSpec {
 }
 
 fn context(plan: &Plan, node: &Arc<str>, options: &BuildOptions) -> ConnectContext {
-    ConnectContext { pipeline: Arc::clone(&plan.name), node: Arc::clone(node), data_dir: options.data_dir.clone(), resume: options.resume }
+    // Only files end by themselves and can be read again from their beginning.
+    let endless = plan.sources.iter().any(|source| source.kind.name != "file");
+    let resume = options.resume || endless;
+    ConnectContext { pipeline: Arc::clone(&plan.name), node: Arc::clone(node), data_dir: options.data_dir.clone(), resume }
 }
 
 fn input(plan: &Plan, options: &BuildOptions, problems: &mut Problems) -> Option<Input> {
