@@ -58,6 +58,9 @@ pub(crate) fn serve(address: SocketAddr, node: Arc<Node>) -> Result<SocketAddr> 
     });
     let server = server.workers(1).max_connections(MAX_CONNECTIONS).client_request_timeout(REQUEST_TIMEOUT).disable_signals();
     let server = server.bind(address).with_context(|| format!("the admin server cannot listen on {address}"))?;
+    if !address.ip().is_loopback() {
+        tracing::warn!("the admin server asks nobody for a password: whoever reaches {address} sees metrics and readings");
+    }
     let bound = server.addrs().first().copied().unwrap_or(address);
     tokio::spawn(server.run());
     tracing::info!("admin server on http://{bound}");

@@ -142,3 +142,21 @@ pub(crate) fn start_logging(logging: &Logging) {
     // A logger that is set already (tests) stays.
     let _ = if logging.log_json { builder.json().try_init() } else { builder.try_init() };
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn variables_are_name_and_value() {
+        assert_eq!(parse_variable("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert!(parse_variable("a").is_err());
+    }
+}

@@ -12,6 +12,7 @@ use fieldstream_runtime::engine::{Engine, EngineOptions};
 use fieldstream_runtime::pipeline::Report;
 use fieldstream_runtime::spec::{Input, PipelineParts};
 use fieldstream_runtime::status::State;
+use futures::TryFutureExt as _;
 use tokio::sync::watch;
 
 use crate::admin::{self, Node, Watched};
@@ -56,8 +57,8 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     tokio::spawn(say_progress(Arc::clone(&node)));
     let stopped = stop_on_signal();
     let runs = node.pipelines.iter().zip(parts).map(|(pipeline, parts)| {
-        let status = Arc::clone(&pipeline.status);
-        fieldstream_runtime::pipeline::run(&node.engine, parts, "", stopped.clone(), status)
+        let run = fieldstream_runtime::pipeline::run(&node.engine, parts, "", stopped.clone(), Arc::clone(&pipeline.status));
+        run.inspect_err(|error| tracing::error!("pipeline {} has failed: {error}", pipeline.plan.name))
     });
     let outcomes = futures::future::join_all(runs).await;
     node.engine.stop();

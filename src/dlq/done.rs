@@ -19,8 +19,11 @@ impl Done {
     /// Opens the file beside `letters`, or begins it.
     ///
     /// # Errors
-    /// If it cannot be used, or another process has it.
+    /// If it cannot be used, another process has it, or there are no letters.
     pub(crate) fn open(letters: &Path) -> Result<Self> {
+        if !letters.is_file() {
+            bail!("{} is no file of dead letters", letters.display());
+        }
         let mut name = letters.as_os_str().to_owned();
         name.push(".redriven");
         let path = PathBuf::from(name);
@@ -65,6 +68,8 @@ mod tests {
     fn ids_are_kept_and_a_torn_one_is_not() {
         let folder = tempfile::tempdir().expect("folder");
         let letters = folder.path().join("dead-letters.ndjson");
+        assert!(Done::open(&letters).is_err(), "nothing to note for");
+        std::fs::write(&letters, "").expect("written");
         let mut done = Done::open(&letters).expect("new");
         assert!(Done::open(&letters).is_err(), "one at a time");
         done.add(vec!["a".to_owned(), "b".to_owned()]).expect("written");
