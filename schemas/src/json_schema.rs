@@ -11,13 +11,27 @@ use crate::records::{alert_schema, dead_letter_schema, prediction_schema};
 /// The published schemas: file name (`<name>.schema.json`) and contents.
 #[must_use]
 pub fn json_schemas() -> Vec<(&'static str, Value)> {
-    vec![
+    let schemas = [
         ("reading.schema.json", reading()),
         ("alert.schema.json", record("Alert", "What a detect operator found.", &alert_schema())),
         ("prediction.schema.json", record("Prediction", "What a predict operator expects.", &prediction_schema())),
         ("dead-letter.schema.json", record("Dead letter", "A payload or row that was refused, with its bytes.", &dead_letter_schema())),
         ("cloudevent.schema.json", cloudevent()),
-    ]
+    ];
+    schemas.into_iter().map(|(name, schema)| (name, sorted(schema))).collect()
+}
+
+/// Members in order of their names, so that the files do not depend on how `serde_json` was built.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let mut members: Vec<_> = members.into_iter().collect();
+            members.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(members.into_iter().map(|(name, member)| (name, sorted(member))).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
+        scalar => scalar,
+    }
 }
 
 fn head(title: &str, description: &str) -> Map<String, Value> {

@@ -315,3 +315,34 @@ pub(crate) fn is_json(text: &str) -> bool {
     let mut cursor = Cursor::new(text.as_bytes(), 0);
     cursor.skip_value().is_ok() && cursor.at_end()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn numbers_are_the_nearest_doubles(text in "-?(0|[1-9][0-9]{0,25})(\\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?") {
+            let expected: f64 = text.parse().unwrap();
+            match Cursor::new(text.as_bytes(), 0).number() {
+                Ok(number) => prop_assert_eq!(number.value.to_bits(), expected.to_bits()),
+                Err(_) => prop_assert!(expected.is_infinite()),
+            }
+        }
+
+        #[test]
+        fn what_is_json_is_what_serde_json_says(text in "[\\[\\]{},:\"\\\\u0-9eE.+\\- truefalsn\u{1}\u{e9}]{0,24}") {
+            let valid = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+            prop_assert_eq!(is_json(&text), valid);
+        }
+
+        #[test]
+        fn specials_are_found_wherever_they_lie(bytes in proptest::collection::vec(any::<u8>(), 0..40), at in 0usize..40) {
+            let at = at.min(bytes.len());
+            let plain = bytes[at..].iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f));
+            prop_assert_eq!(special(&bytes, at), plain.map_or(bytes.len(), |n| at + n));
+        }
+    }
+}
