@@ -76,7 +76,8 @@ mod tests {
             a          0   2      7
             [rejected] offset 3 expression: Cast error: Cannot cast string 'x' to value of Int32 type
             counts: received 5 forwarded 1 filtered 3 rejected 1
-        "#]].assert_eq(&turn.picture(&["device_id", "ts", "value", "text"]));
+        "#]]
+        .assert_eq(&turn.picture(&["device_id", "ts", "value", "text"]));
     }
 
     #[test]

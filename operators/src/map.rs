@@ -245,7 +245,8 @@ mod tests {
             a          t          temperature  0   104    degF  bad      false    true  41
             b          t          temperature  1   -      degF  good     false    -     -
             counts: received 2 forwarded 2
-        "#]].assert_eq(&turn.picture(&[]));
+        "#]]
+        .assert_eq(&turn.picture(&[]));
         let rows = turn.port("").unwrap();
         let original = readings_schema();
         assert_eq!(rows.schema().fields()[..original.fields().len()], original.fields()[..]);
@@ -261,7 +262,8 @@ mod tests {
             device_id  fahrenheit  ts
             a          104         0
             counts: received 1 forwarded 1
-        "#]].assert_eq(&turn.picture(&[]));
+        "#]]
+        .assert_eq(&turn.picture(&[]));
     }
 
     #[test]
@@ -274,7 +276,8 @@ mod tests {
             [rejected] offset 2 expression: Cast error: Cannot cast string 'bad' to value of Int32 type
             [rejected] offset 3 expression: `ts` must not be null
             counts: received 4 rejected 4
-        "#]].assert_eq(&turn.picture(&["device_id", "text", "n"]));
+        "#]]
+        .assert_eq(&turn.picture(&["device_id", "text", "n"]));
         let turn = rig(&json!({"set": {"quality": "text"}})).feed("device ts value text\n a 0 2 bad\n a 1 0 GOOD");
         expect![[r#"
             [out]
@@ -282,7 +285,8 @@ mod tests {
             a          bad
             a          good
             counts: received 2 forwarded 2
-        "#]].assert_eq(&turn.picture(&["device_id", "quality"]));
+        "#]]
+        .assert_eq(&turn.picture(&["device_id", "quality"]));
     }
 
     #[test]
@@ -304,6 +308,7 @@ mod tests {
             /select: `set` and `select` do not go together (use two maps)
             /select: there is no column (write `column: expression`)
             nothing to do (write `set` or `select`)
-            /set/a: invalid type: integer `1`, expected a string"#]].assert_eq(&all.join("\n"));
+            /set/a: invalid type: integer `1`, expected a string"#]]
+        .assert_eq(&all.join("\n"));
     }
 }

@@ -131,7 +131,8 @@ mod tests {
             device_id  value
             b          -5
             counts: received 5 forwarded 2 filtered 3
-        "#]].assert_eq(&feed(&json!({"routes": {"a_hot": "value > 30", "b_any": "value > 20 OR value < 0"}})));
+        "#]]
+        .assert_eq(&feed(&json!({"routes": {"a_hot": "value > 30", "b_any": "value > 20 OR value < 0"}})));
     }
 
     #[test]
@@ -159,6 +160,7 @@ mod tests {
             /routes/a b: `a b` is no port name; use letters, digits, `_` and `-`
             /routes/rejected: `rejected` is the port of refused rows; use another name
             /routes/rejected: there is no column `valeu` (did you mean `value`?)
-            /otherwise: `a b` is no port name; use letters, digits, `_` and `-`"#]].assert_eq(&told.join("\n"));
+            /otherwise: `a b` is no port name; use letters, digits, `_` and `-`"#]]
+        .assert_eq(&told.join("\n"));
     }
 }

@@ -12,6 +12,7 @@ pub mod lint;
 pub mod load;
 pub mod nodes;
 pub mod plan;
+mod planned;
 pub mod problem;
 pub mod schema;
 pub mod substitute;

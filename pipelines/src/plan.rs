@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_engine_api::catalogue::{OperatorKind, SinkKind, SourceBuild, SourceKind};
-use fieldstream_engine_api::{BuildContext, ConfigError, Edge, Guarantee, LogId, Output, SinkInput, Space, WindowTime};
+use fieldstream_engine_api::{BuildContext, ConfigError, Edge, LogId, SinkInput, Space, WindowTime};
 use fieldstream_runtime::spec::{CheckpointSpec, Gather, PortRef, TimeSpec, TurnLimits};
-use fieldstream_schemas::decode::{DecodeConfig, Decoder};
+use fieldstream_schemas::decode::Decoder;
 use fieldstream_schemas::readings_schema;
 use fieldstream_schemas::records::dead_letter_schema;
 use serde_json::Value;
@@ -15,82 +15,9 @@ use serde_json::Value;
 use crate::config::{SourceConfig, TestConfig};
 use crate::document::{Document, Outcome};
 use crate::nodes::{Catalogue, Config, RawNode};
+pub use crate::planned::{PlannedOperator, PlannedSink, PlannedSource, SlotBytes};
 use crate::problem::{Problem, Problems, Severity, did_you_mean};
 use crate::wiring::{Ports, sort_operators};
-
-/// A source of a plan.
-#[derive(Clone, Debug)]
-pub struct PlannedSource {
-    /// Name in YAML.
-    pub name: Arc<str>,
-    /// Its kind.
-    pub kind: SourceKind,
-    /// Its options, checked.
-    pub options: Value,
-    /// JSON pointer to the options.
-    pub options_at: String,
-    /// How payloads are read.
-    pub decode: DecodeConfig,
-}
-
-impl PlannedSource {
-    /// True for a log, false for a receiver.
-    #[must_use]
-    pub fn is_log(&self) -> bool {
-        matches!(self.kind.build, SourceBuild::Log(_))
-    }
-}
-
-/// An operator of a plan.
-#[derive(Clone, Debug)]
-pub struct PlannedOperator {
-    /// Name in YAML.
-    pub name: Arc<str>,
-    /// Its kind.
-    pub kind: OperatorKind,
-    /// Its options, checked against `input`.
-    pub options: Value,
-    /// JSON pointer to the options.
-    pub options_at: String,
-    /// Where its rows come from.
-    pub inputs: Vec<PortRef>,
-    /// What comes in.
-    pub input: Edge,
-    /// What goes out, in the order of the operator's ports.
-    pub outputs: Vec<Output>,
-    /// Bytes of state each slot takes, by space.
-    pub state: Vec<SlotBytes>,
-}
-
-/// Memory of one keyed state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotBytes {
-    /// Whose state.
-    pub space: Space,
-    /// Resident bytes for each slot, as measured on an empty state; what hangs off a slot in use is not in it.
-    pub bytes: usize,
-}
-
-/// A sink of a plan.
-#[derive(Clone, Debug)]
-pub struct PlannedSink {
-    /// Name in YAML, or `dead_letter`.
-    pub name: Arc<str>,
-    /// Its kind.
-    pub kind: SinkKind,
-    /// Its options, checked against `inputs`.
-    pub options: Value,
-    /// JSON pointer to the options.
-    pub options_at: String,
-    /// What it reads.
-    pub inputs: Vec<(PortRef, SinkInput)>,
-    /// How rows are gathered.
-    pub gather: Gather,
-    /// What it promises; `None` at lint where a missing value hides it.
-    pub guarantee: Option<Guarantee>,
-    /// True for the pipeline's dead letter.
-    pub dead_letter: bool,
-}
 
 /// A checked pipeline.
 #[derive(Clone, Debug)]

@@ -53,8 +53,8 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream-runtime",
-        uses: &["actix", "actix-rt", "arrow", "async-trait", "bytes", "fieldstream-checkpoint", "fieldstream-engine-api", "fieldstream-journal", "fieldstream-schemas", "foldhash", "futures", "hashbrown", "prometheus", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"],
-        tests_use: &[],
+        uses: &["actix", "arrow", "bytes", "fieldstream-checkpoint", "fieldstream-engine-api", "fieldstream-journal", "fieldstream-schemas", "futures", "prometheus", "serde", "serde_json", "thiserror", "tokio", "tracing"],
+        tests_use: &["async-trait", "tempfile"],
         why: "order and failure: transforms no rows and knows no concrete connector",
     },
     Room {
@@ -77,7 +77,7 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream-query",
-        uses: &["arrow", "datafusion", "futures", "object_store", "parquet", "serde_json", "thiserror", "tokio"],
+        uses: &["arrow", "async-trait", "datafusion", "futures", "object_store", "parquet", "serde_json", "thiserror", "tokio"],
         tests_use: &["tempfile"],
         why: "SQL over the stored series, alone because of its build time",
     },

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 
 use crate::ledger::Totals;
 use crate::partition::Partition;
-use crate::pipeline::{Coordinator, PipelineError};
+use crate::error::PipelineError;
+use crate::pipeline::Coordinator;
 use crate::queue::{PartitionQueue, Work};
 use crate::shard::{Host, Outlet, Remove};
 use crate::sink_task::SinkWork;

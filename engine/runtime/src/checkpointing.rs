@@ -4,7 +4,8 @@ use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, Pending
 use fieldstream_engine_api::Mark;
 
 use crate::event::{Event, PartitionEvent};
-use crate::pipeline::{Coordinator, PipelineError};
+use crate::error::PipelineError;
+use crate::pipeline::Coordinator;
 use crate::queue::Work;
 
 impl Coordinator<'_> {

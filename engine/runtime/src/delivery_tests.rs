@@ -10,8 +10,8 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, UInt32Type};
 use async_trait::async_trait;
 use fieldstream_engine_api::{
-    Assignment, Committed, Edge, Emitter, Generation, Guarantee, KeyedBatch, KeyedState, Log, LogBatch, LogError, LogEvent, LogId, Mark, Operator,
-    Output, PartitionKey, Payloads, Sink, SinkBatch, SinkError, SinkInput, SlotDirectory, Space, StateError, WindowTime,
+    Assignment, Committed, Edge, Emitter, Generation, Guarantee, KeyedBatch, KeyedState, Log, LogBatch, LogError, LogEvent, LogId, Mark,
+    Operator, Output, PartitionKey, Payloads, Sink, SinkBatch, SinkError, SinkInput, SlotDirectory, Space, StateError, WindowTime,
 };
 use fieldstream_schemas::decode::{DecodeConfig, Decoder};
 use fieldstream_schemas::{PayloadBlock, PayloadEntry};
@@ -19,7 +19,8 @@ use tokio::sync::watch;
 
 use crate::clock::SystemClock;
 use crate::engine::{Engine, EngineOptions};
-use crate::pipeline::{PipelineError, Report, run};
+use crate::error::PipelineError;
+use crate::pipeline::{Report, run};
 use crate::spec::*;
 use crate::status::{State, Status};
 
@@ -198,7 +199,7 @@ impl Sink for MemorySink {
         }
         let mut service = self.service.lock().unwrap();
         service.commits += 1;
-        let unknown_outcome = service.commits % 3 == 0;
+        let unknown_outcome = service.commits.is_multiple_of(3);
         let mut done = Vec::new();
         for batch in batches {
             let number = batch.partition.partition;
@@ -233,7 +234,12 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
     let factory: OperatorFactory = Arc::new(move |_| Ok(Box::new(Counter { outputs: vec![output.clone()], counts: Vec::new() })));
     let dead = Edge { schema: fieldstream_schemas::records::dead_letter_schema(), key: Space::Device };
     let gather = Gather { max_rows: 40, max_bytes: 1 << 20, max_wait: Duration::from_millis(5) };
-    let sink = |name: &str, port, edge, dead_letter| SinkSpec { name: name.into(), inputs: vec![(port, SinkInput { name: name.into(), edge })], gather, dead_letter };
+    let sink = |name: &str, port, edge, dead_letter| SinkSpec {
+        name: name.into(),
+        inputs: vec![(port, SinkInput { name: name.into(), edge })],
+        gather,
+        dead_letter,
+    };
     let graph = GraphSpec {
         operators: vec![OperatorSpec { name: "count".into(), kind: "map", inputs: vec![PortRef::Source(0)], factory }],
         sinks: vec![
@@ -245,7 +251,11 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
         name: "test".into(),
         sources: vec![SourceSpec { name: "in".into(), decoder: Arc::new(|| Decoder::new(&DecodeConfig::default()).unwrap()) }],
         graph,
-        time: TimeSpec { window: WindowTime { out_of_orderness: Duration::ZERO, allowed_lateness: Duration::ZERO }, idle_after: None, max_future: None },
+        time: TimeSpec {
+            window: WindowTime { out_of_orderness: Duration::ZERO, allowed_lateness: Duration::ZERO },
+            idle_after: None,
+            max_future: None,
+        },
         checkpoint: CheckpointSpec { interval: Duration::from_millis(10), keep: 2 },
         turn: TurnLimits { min_rows: 1, max_wait: Duration::ZERO, max_rows: 8192 },
         max_active_devices: 1 << 20,
@@ -253,7 +263,11 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
     let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison };
     let sink = MemorySink { service: Arc::clone(service), owned: BTreeMap::new(), dies_at, commits: 0 };
     let dead_letters = DeadLetters::default();
-    PipelineParts { spec, input: Input::Log { log: Box::new(log), finite: true }, sinks: vec![SinkBox(Box::new(sink)), SinkBox(Box::new(dead_letters))] }
+    PipelineParts {
+        spec,
+        input: Input::Log { log: Box::new(log), finite: true },
+        sinks: vec![SinkBox(Box::new(sink)), SinkBox(Box::new(dead_letters))],
+    }
 }
 
 /// Keeps nothing but promises nothing either.
@@ -278,7 +292,8 @@ impl Sink for DeadLetters {
 
 /// Runs `f` inside an actix system on a runtime of several threads.
 fn on_system<F: Future>(f: F) -> F::Output {
-    let system = actix::System::with_tokio_rt(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap());
+    let system =
+        actix::System::with_tokio_rt(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap());
     system.block_on(f)
 }
 

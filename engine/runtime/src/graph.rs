@@ -169,7 +169,15 @@ impl Graph {
         let sources = sources.collect();
         nodes.iter_mut().zip(terminal).for_each(|(node, terminal)| node.terminal = terminal);
         let sinks = spec.sinks.iter().map(|s| SinkNode { inputs: s.inputs.iter().filter_map(|(port, _)| wiring.channel(*port)).collect() });
-        Ok(Self { arrived: spec.sinks.iter().map(|_| Vec::new()).collect(), sinks: sinks.collect(), sources, channels: vec![Vec::new(); wiring.channels.len()], nodes, slots: (0, 0), running: None })
+        Ok(Self {
+            arrived: spec.sinks.iter().map(|_| Vec::new()).collect(),
+            sinks: sinks.collect(),
+            sources,
+            channels: vec![Vec::new(); wiring.channels.len()],
+            nodes,
+            slots: (0, 0),
+            running: None,
+        })
     }
 
     /// Puts rows of `source` on its channel; [`Self::run`] does the work.

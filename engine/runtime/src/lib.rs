@@ -6,6 +6,7 @@ pub mod clock;
 mod dead_letters;
 pub mod decisions;
 pub mod engine;
+pub mod error;
 pub mod event;
 pub mod graph;
 mod ingest;

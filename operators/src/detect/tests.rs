@@ -214,5 +214,6 @@ fn over_windows_two_warm_minutes_stay_quiet_and_five_raise_one_alarm() {
         f1         1440  raised   f1 at -12 C  1260
         f1         1860  cleared  f1 at -20 C  1260
         counts: received 34 absorbed 34 emitted 2
-    "#]].assert_eq(&detect.batch(&minutes).picture(&["device_id", "ts", "state", "description", "raised_ts"]));
+    "#]]
+    .assert_eq(&detect.batch(&minutes).picture(&["device_id", "ts", "state", "description", "raised_ts"]));
 }

@@ -36,7 +36,8 @@ fn a_rising_value_is_foretold_to_cross_its_limit() {
         a          t          89  42.24999988079071  50     31000             31000        31000      1                   ["look at it"]
         a          t          90  42.49888037568056  50     30007             29997        30018      0.9992791533771258  ["look at it"]
         counts: received 91 absorbed 91 emitted 6
-    "#]].assert_eq(&rig.feed(&line(0..91, 20.0, 0.25)).then(rig.end()).picture(PICK));
+    "#]]
+    .assert_eq(&rig.feed(&line(0..91, 20.0, 0.25)).then(rig.end()).picture(PICK));
 }
 
 #[test]
@@ -73,7 +74,8 @@ fn health_falls_with_the_worst_series_and_comes_back() {
         a          399  100     improving  {"p":100.0,"t":100.0}  ["oil","rest"]
         a          499  100     stable     {"p":100.0,"t":100.0}  ["oil","rest"]
         counts: received 1000 absorbed 1000 emitted 5
-    "#]].assert_eq(&turn.picture(&["device_id", "ts", "health", "trend", "factors", "actions"]));
+    "#]]
+    .assert_eq(&turn.picture(&["device_id", "ts", "health", "trend", "factors", "actions"]));
 }
 
 #[test]
@@ -88,12 +90,13 @@ fn mistakes_are_named() {
         /trend_to_limit/interval: must lie between 0 and 1
         /trend_to_limit/lookback: must be longer, at least a millisecond a bucket
         /trend_to_limit/column: there is no column `valeu` (did you mean `value`?)"#]]
-        .assert_eq(&told(json!({"trend_to_limit": {"column": "valeu", "limit": 1, "lookback": "1ms", "buckets": 99, "interval": 1}})));
+    .assert_eq(&told(json!({"trend_to_limit": {"column": "valeu", "limit": 1, "lookback": "1ms", "buckets": 99, "interval": 1}})));
     expect![[r#"
         /health/every: must be longer than nothing
         /health/warmup: must be 2 or more, or there is no deviation to learn
         /health/alpha: must lie between 0 and 1
-        /health/worst: must be more than 1"#]].assert_eq(&told(json!({"health": {"every": "0s", "alpha": 1, "worst": 1, "warmup": 1}})));
+        /health/worst: must be more than 1"#]]
+    .assert_eq(&told(json!({"health": {"every": "0s", "alpha": 1, "worst": 1, "warmup": 1}})));
 }
 
 #[test]
