@@ -13,6 +13,7 @@ use fieldstream_runtime::pipeline::Report;
 use fieldstream_runtime::spec::{Input, PipelineParts};
 use fieldstream_runtime::status::State;
 use futures::TryFutureExt as _;
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::admin::{self, Node, Watched};
@@ -40,8 +41,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     system.block_on(run_all(args, plans))
 }
 
+/// The runtime under actix: work is stolen between threads, arbiters have threads of their own.
 #[allow(clippy::expect_used)] // actix wants the runtime itself; without one there is nothing to run
-fn multi_thread_runtime() -> tokio::runtime::Runtime {
+pub(super) fn multi_thread_runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the operating system gives threads and a poller")
 }
 
@@ -58,15 +60,33 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     let stopped = stop_on_signal();
     let runs = node.pipelines.iter().zip(parts).map(|(pipeline, parts)| {
         let run = fieldstream_runtime::pipeline::run(&node.engine, parts, "", stopped.clone(), Arc::clone(&pipeline.status));
-        run.inspect_err(|error| tracing::error!("pipeline {} has failed: {error}", pipeline.plan.name))
+        let others = node.pipelines.len() - 1;
+        run.inspect_err(move |error| {
+            // The process says it at its end; others may run for long until then.
+            if others > 0 {
+                tracing::error!("pipeline {} has failed, {others} others go on: {error}", pipeline.plan.name);
+            }
+        })
     });
     let outcomes = futures::future::join_all(runs).await;
     node.engine.stop();
     let mut failures = Vec::new();
     for (pipeline, outcome) in node.pipelines.iter().zip(outcomes) {
         match outcome {
-            Ok(report) => show(args, &report)?,
-            Err(error) => failures.push(format!("pipeline {}: {error:#}", pipeline.plan.name)),
+            Ok(report) => {
+                show(args, &report)?;
+                if !report.ledger.balanced {
+                    failures
+                        .push(format!("pipeline {}: the ledger does not balance; please report this with the JSON line", report.pipeline));
+                }
+            }
+            Err(error) => {
+                let (name, why, ledger) = (&pipeline.plan.name, error.to_string(), pipeline.status.ledger());
+                if args.json {
+                    output::json_line(&json!({ "pipeline": name, "state": State::Failed, "error": why, "ledger": ledger }))?;
+                }
+                failures.push(format!("pipeline {name}: {why}"));
+            }
         }
     }
     if !failures.is_empty() {
@@ -149,14 +169,11 @@ async fn say_progress(node: Arc<Node>) {
 fn show(args: &RunArgs, report: &Report) -> Result<()> {
     if args.json {
         let (pipeline, state, elapsed_s, ledger) = (&report.pipeline, report.state, report.elapsed_s, &report.ledger);
-        output::json_line(&serde_json::json!({ "pipeline": pipeline, "state": state, "elapsed_s": elapsed_s, "ledger": ledger }))?;
+        output::json_line(&json!({ "pipeline": pipeline, "state": state, "elapsed_s": elapsed_s, "ledger": ledger }))?;
     } else {
         let balanced = if report.ledger.balanced { "balanced" } else { "NOT balanced" };
         let (pipeline, received, seconds) = (&report.pipeline, report.ledger.received, report.elapsed_s);
         output::text(&format!("{pipeline}: {received} readings in {seconds:.1} s; ledger: {balanced}\n"))?;
-    }
-    if !report.ledger.balanced {
-        bail!("pipeline {}: the ledger does not balance; please report this with the JSON line", report.pipeline);
     }
     Ok(())
 }
