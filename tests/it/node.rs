@@ -1,0 +1,179 @@
+//! The real binary: started, asked, told to stop, killed.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long a test waits for what must come. Long, because a test machine may be busy; nothing waits this long when all is well.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A command line that starts with the binary and inherits nothing that would change what it does.
+pub(crate) fn fieldstream() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fieldstream"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if ["FIELDSTREAM_", "TIMESCALE_", "KAFKA_", "MQTT_", "BATCH_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Waits until `look` gives something; says `what` it waited for when it never does.
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: did not come within {PATIENCE:?}");
+        // A breath between looks: what is looked for needs the processor too.
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// An address on loopback that nobody listens on.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port")
+}
+
+/// The body of a GET, or `None` while nobody answers with 200.
+pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    head.starts_with("HTTP/1.0 200").then(|| body.to_owned()).or_else(|| head.starts_with("HTTP/1.1 200").then(|| body.to_owned()))
+}
+
+/// A running `fieldstream run` of one pipeline, killed when it goes out of scope.
+pub(crate) struct Node {
+    child: Child,
+    admin: SocketAddr,
+    pipeline: String,
+    log: PathBuf,
+    out: PathBuf,
+}
+
+/// What an ended node left.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// The last line of stdout, which is the account.
+    pub(crate) fn account(&self) -> Value {
+        let line = self.stdout.lines().last().unwrap_or_else(|| panic!("no line on stdout; stderr:\n{}", self.stderr));
+        serde_json::from_str(line).unwrap_or_else(|e| panic!("{line} is not JSON: {e}"))
+    }
+}
+
+impl Node {
+    /// Starts `command` (made by [`fieldstream`]: `run`, files, variables) with an admin server, its state and logs in `dir`.
+    pub(crate) fn start(mut command: Command, pipeline: &str, dir: &Path) -> Self {
+        let admin = free_address();
+        let (log, out) = (dir.join("stderr.log"), dir.join("stdout.log"));
+        let file = |path: &Path| File::options().create(true).append(true).open(path).expect("a log file");
+        command.arg("--data-dir").arg(dir.join("state")).arg("--admin").arg(admin.to_string()).arg("--json").current_dir(dir);
+        let child = command.stdin(Stdio::null()).stdout(file(&out)).stderr(file(&log)).spawn().expect("the binary runs");
+        Self { child, admin, pipeline: pipeline.to_owned(), log, out }
+    }
+
+    /// What it has logged.
+    pub(crate) fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The body of an admin path, while it answers.
+    pub(crate) fn get(&self, path: &str) -> Option<String> {
+        get(self.admin, path)
+    }
+
+    /// The account of the pipeline, while the admin server answers.
+    pub(crate) fn ledger(&self) -> Option<Value> {
+        serde_json::from_str(&self.get(&format!("/v1/pipelines/{}/ledger", self.pipeline))?).ok()
+    }
+
+    /// Waits until the account is as `wanted`; a process that ended meanwhile fails the test with its log.
+    pub(crate) fn until(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(ended) = self.child.try_wait().expect("the child is ours") {
+                panic!("waiting for {what}, the process ended with {ended}:\n{}", self.stderr());
+            }
+            if let Some(ledger) = self.ledger() {
+                last = ledger;
+                if wanted(&last) {
+                    return last;
+                }
+            }
+            assert!(Instant::now() < deadline, "waiting for {what}, the last account was {last}; its log:\n{}", self.stderr());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until this many readings have arrived and all of them have an end on disk or in the services.
+    pub(crate) fn until_settled(&mut self, received: u64) -> Value {
+        let ledger = self.until(&format!("{received} readings received and none in flight"), |l| {
+            l["received"].as_u64() >= Some(received) && l["in_flight"] == 0
+        });
+        assert_eq!(ledger["received"], received, "{ledger}");
+        // The account may have been taken between a turn and a commit's report.
+        self.until("a balanced ledger", |l| l["balanced"] == true)
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(mut self) -> Ended {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+                return Ended { status, stdout: std::fs::read_to_string(&self.out).unwrap_or_default(), stderr: self.stderr() };
+            }
+            assert!(Instant::now() < deadline, "it did not end; its log:\n{}", self.stderr());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// SIGTERM: it must drain, say its account and end well.
+    pub(crate) fn stop(self) -> Value {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(told.success());
+        let ended = self.wait();
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+        let account = ended.account();
+        assert_eq!(account["state"], "stopped", "{account}");
+        assert_eq!(account["ledger"]["balanced"], true, "{account}");
+        assert_eq!(account["ledger"]["in_flight"], 0, "{account}");
+        account
+    }
+
+    /// SIGKILL: no last words.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("the child is ours");
+        self.child.wait().expect("it ends");
+    }
+
+    /// True when it ended by itself.
+    pub(crate) fn ended(&mut self) -> bool {
+        self.child.try_wait().expect("the child is ours").is_some()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Gone already after `wait` or `kill`.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
