@@ -15,12 +15,15 @@ use crate::commands::explain::ExplainArgs;
 #[cfg(feature = "generator")]
 use crate::commands::generate::GenerateArgs;
 use crate::commands::graph::GraphArgs;
+use crate::commands::query::QueryArgs;
 use crate::commands::state::StateArgs;
 use crate::commands::test::TestArgs;
 
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed while running, 2 wrong usage, 78 a pipeline file or variable is wrong.";
+
 /// Stream engine for sensor data: every device an actor, every pipeline a YAML file.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) logging: Logging,
@@ -57,6 +60,8 @@ pub(crate) enum Command {
     /// Print the readings of a simulated fleet.
     #[cfg(feature = "generator")]
     Generate(GenerateArgs),
+    /// Ask the stored readings with SQL.
+    Query(QueryArgs),
     /// Look into a running node.
     State(StateArgs),
     /// Look at dead letters and send them again.

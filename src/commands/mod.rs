@@ -7,6 +7,7 @@ pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod graph;
 mod lint;
+pub(crate) mod query;
 pub(crate) mod run;
 mod schema;
 pub(crate) mod state;
@@ -29,6 +30,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Schema => schema::schema(),
         #[cfg(feature = "generator")]
         Command::Generate(args) => generate::generate(&args),
+        Command::Query(args) => query::query(&args),
         Command::State(args) => state::state(&args),
         Command::Dlq(args) => dlq::dlq(&args),
         Command::Completions(args) => completions::completions(&args),
