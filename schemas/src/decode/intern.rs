@@ -108,6 +108,10 @@ impl Default for NameColumn {
 }
 
 impl NameColumn {
+    pub(super) fn reserve(&mut self, rows: usize) {
+        self.keys.reserve(rows);
+    }
+
     /// Appends one row.
     #[inline]
     pub(super) fn push(&mut self, name: Option<&[u8]>) {

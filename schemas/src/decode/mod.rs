@@ -110,6 +110,7 @@ impl Decoder {
     pub fn decode(&mut self, block: &PayloadBlock) -> Decoded {
         // One check for the whole block is many times faster than one for each payload.
         let text = std::str::from_utf8(&block.data).ok();
+        self.columns.reserve(block.entries.len());
         let accounts = Accounts { data: &block.data, positions: Vec::with_capacity(block.entries.len()), rejects: Vec::new(), row: 0 };
         let mut out = Output { columns: &mut self.columns, accounts };
         for (index, entry) in block.entries.iter().enumerate() {

@@ -229,6 +229,7 @@ impl Pass<'_> {
         Ok(None)
     }
 
+    #[inline]
     fn member<'a>(&mut self, cursor: &mut Cursor<'a>, member: &Member, found: &mut Found<'a>) -> Result<(), Fault> {
         cursor.space();
         match &member.target {

@@ -131,6 +131,20 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// Makes room for `rows`: growing a dozen columns step by step costs more than filling them.
+    pub(super) fn reserve(&mut self, rows: usize) {
+        for names in [&mut self.device, &mut self.sensor, &mut self.sensor_type, &mut self.unit] {
+            names.reserve(rows);
+        }
+        self.ts.reserve(rows);
+        self.ingest.values.reserve(rows);
+        self.value.values.reserve(rows);
+        self.score.values.reserve(rows);
+        self.quality.reserve(rows);
+        self.id.rows.reserve(rows);
+        self.id.ends.reserve(rows + 1);
+    }
+
     /// Appends a row; false, and nothing is done, when the texts of the block would pass 2 GiB (the limit of an Arrow column).
     #[inline]
     pub(super) fn push(&mut self, row: &Row<'_>) -> bool {
