@@ -11,10 +11,18 @@ pub(crate) const DAY_MS: i64 = 1_795_392_000_000;
 const TEN_O_CLOCK_MS: i64 = 36_000_000;
 
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-pub(crate) struct Dice(pub(crate) u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub(crate) fn next(&mut self) -> u64 {
+    /// Dice for moments that should differ from run to run; the seed is shown when the test fails.
+    pub(crate) fn thrown() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock after 1970");
+        let seed = now.subsec_nanos().into();
+        eprintln!("seed {seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -37,14 +37,15 @@ impl Control {
         service("FIELDSTREAM_TEST_CTL").map(Self)
     }
 
-    pub(crate) fn run(&self, verb: &str, name: &str) {
+    fn run(&self, verb: &str, name: &str) {
         let status = Command::new(&self.0).args([verb, name]).status().expect("the control script runs");
         assert!(status.success(), "{verb} {name}: {status}");
     }
 
-    /// Stops `name` and gives a guard that starts it again, also when the test fails meanwhile.
-    pub(crate) fn stop<'a>(&'a self, name: &'a str) -> Stopped<'a> {
-        self.run("stop", name);
+    /// Stops `name` (`verb` is `stop`, or `kill` for a crash) and gives a guard that starts it again, also when the test fails
+    /// meanwhile.
+    pub(crate) fn down<'a>(&'a self, verb: &str, name: &'a str) -> Stopped<'a> {
+        self.run(verb, name);
         Stopped { control: self, name, running: false }
     }
 }
@@ -119,9 +120,15 @@ impl Database {
     pub(crate) fn rows(&self, sql: &str) -> Vec<String> {
         eventually(sql, || match self.ask(sql) {
             Ok(rows) => Some(rows),
-            Err(sqlx::Error::Database(error)) => panic!("{sql}: {error}"),
-            // A server that was restarted.
+            // A server that is starting says so with an error of this class (57, operator intervention).
+            Err(sqlx::Error::Database(error)) if !error.code().is_some_and(|c| c.starts_with("57")) => panic!("{sql}: {error}"),
             Err(_) => None,
         })
+    }
+
+    /// The number of rows of a table.
+    pub(crate) fn count(&self, table: &str) -> u64 {
+        let rows = self.rows(&format!("SELECT count(*)::text FROM {table}"));
+        rows.first().and_then(|count| count.parse().ok()).expect("a number")
     }
 }
