@@ -10,6 +10,8 @@ use fieldstream_pipelines::Environment;
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::completions::CompletionsArgs;
+#[cfg(all(feature = "file", feature = "generator", feature = "mqtt", feature = "parquet"))]
+use crate::commands::demo::DemoArgs;
 use crate::commands::dlq::DlqArgs;
 use crate::commands::explain::ExplainArgs;
 #[cfg(feature = "generator")]
@@ -45,6 +47,9 @@ pub(crate) struct Logging {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show it all with a simulated fleet; nothing needs to be installed.
+    #[cfg(all(feature = "file", feature = "generator", feature = "mqtt", feature = "parquet"))]
+    Demo(DemoArgs),
     /// Run pipelines until their input ends, or until SIGTERM or Ctrl-C.
     Run(RunArgs),
     /// Check pipeline files without running them.

@@ -1,6 +1,8 @@
 //! One file per command.
 
 pub(crate) mod completions;
+#[cfg(all(feature = "file", feature = "generator", feature = "mqtt", feature = "parquet"))]
+pub(crate) mod demo;
 pub(crate) mod dlq;
 pub(crate) mod explain;
 #[cfg(feature = "generator")]
@@ -32,6 +34,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Generate(args) => generate::generate(&args),
         Command::Query(args) => query::query(&args),
         Command::State(args) => state::state(&args),
+        #[cfg(all(feature = "file", feature = "generator", feature = "mqtt", feature = "parquet"))]
+        Command::Demo(args) => demo::demo(&args),
         Command::Dlq(args) => dlq::dlq(&args),
         Command::Completions(args) => completions::completions(&args),
     }

@@ -163,7 +163,8 @@ mod tests {
         let read = Finding::parse(alert).map(|found| (found.ts_us, found.operator, found.text, found.foretold));
         assert_eq!(read, Some((MINUTE, "limits".to_owned(), "d".to_owned(), false)));
         assert_eq!(Finding::parse(&alert.replace("raised", "cleared")), None);
-        let crossing = r#"{"deviceId":"pump-1","sensorId":"flow","timestamp":"1970-01-01T00:01:00Z","predictor":"ahead","timeToEventMs":1604204}"#;
+        let crossing =
+            r#"{"deviceId":"pump-1","sensorId":"flow","timestamp":"1970-01-01T00:01:00Z","predictor":"ahead","timeToEventMs":1604204}"#;
         let read = Finding::parse(crossing).map(|found| (found.text, found.foretold));
         assert_eq!(read, Some(("pump-1 flow will reach its limit in about 26 min".to_owned(), true)));
         assert_eq!(Finding::parse("{}"), None);
