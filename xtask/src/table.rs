@@ -90,7 +90,7 @@ pub(crate) const ROOMS: &[Room] = &[
     Room {
         package: "fieldstream",
         uses: &["actix", "actix-rt", "actix-web", "anyhow", "arrow", "base64", "bytes", "clap", "clap_complete", "fieldstream-checkpoint", "fieldstream-connectors", "fieldstream-engine-api", "fieldstream-journal", "fieldstream-operators", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "prometheus", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tokio", "tracing", "tracing-subscriber", "uuid"],
-        tests_use: &["criterion", "fieldstream-testkit", "rdkafka", "sonic-rs", "sqlx", "tempfile"],
+        tests_use: &["criterion", "fieldstream-testkit", "foldhash", "rdkafka", "sonic-rs", "sqlx", "tempfile"],
         why: "the command line and its own tests",
     },
     Room {

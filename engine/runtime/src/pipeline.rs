@@ -320,6 +320,9 @@ impl Coordinator<'_> {
             }
             Event::Durable { sink, shares } => self.on_durable(sink, &shares),
             Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
+            // Receivers that were told to stop have not ended: what comes after the next start belongs to the same input, and no
+            // window may close for it.
+            Event::ReceiversDone { .. } if *self.stop.borrow() => {}
             Event::ReceiversDone { ends } => {
                 self.ends = Some(ends.into_iter().collect());
                 self.end_after_receivers().await?;

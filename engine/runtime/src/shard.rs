@@ -143,6 +143,10 @@ impl Handler<Ready> for Shard {
         if hosted.poisoned || !hosted.outlet.room.is_free() {
             // The coordinator sends a new token when it has restored the partition, or when output became durable.
             hosted.queue.unschedule();
+            // Output may have become durable between the look and the line above; then nobody else sends the token.
+            if !hosted.poisoned && hosted.outlet.room.is_free() && hosted.queue.schedule() {
+                ctx.notify(message);
+            }
             return;
         }
         if let Some(work) = hosted.queue.pop() {
