@@ -6,9 +6,9 @@ use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, 
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
+use crate::error::PipelineError;
 use crate::ledger::Totals;
 use crate::partition::Partition;
-use crate::error::PipelineError;
 use crate::pipeline::Coordinator;
 use crate::queue::{PartitionQueue, Work};
 use crate::shard::{Host, Outlet, Remove};

@@ -3,8 +3,8 @@
 use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PendingCheckpoint, StoreError};
 use fieldstream_engine_api::Mark;
 
-use crate::event::{Event, PartitionEvent};
 use crate::error::PipelineError;
+use crate::event::{Event, PartitionEvent};
 use crate::pipeline::Coordinator;
 use crate::queue::Work;
 
