@@ -234,7 +234,7 @@ impl Story {
         if publisher.readings > published {
             // Give late ones time to show, then take what came for what was published.
             tokio::time::sleep(HELLO).await;
-            self.repeated = self.received() - published;
+            self.repeated = self.received().saturating_sub(published);
             publisher.readings = published;
         }
         Ok(())
