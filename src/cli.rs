@@ -37,7 +37,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Logging {
     /// What to log: a level, or per-room filters such as `fieldstream_runtime=debug`.
-    #[arg(long, global = true, env = "FIELDSTREAM_LOG", default_value = "info,actix_server=warn")]
+    #[arg(long, global = true, env = "FIELDSTREAM_LOG", default_value = "info,actix_server=warn,rumqttd=warn")]
     log: String,
     /// One JSON object per line instead of text.
     #[arg(long, global = true, env = "FIELDSTREAM_LOG_JSON")]

@@ -1,7 +1,7 @@
 //! YAML to plan to running pipeline: names, checks and wiring, no algorithms.
 //!
-//! The way of a file: [`document`] (text to a tree with places, references resolved), [`nodes`] (sections to typed
-//! configuration), [`plan`] (names to ports, every edge's schema, all errors at once), [`build`] (constructors).
+//! The way of a file: [`mod@document`] (text to a tree with places, references resolved), [`mod@nodes`] (sections to typed
+//! configuration), [`mod@plan`] (names to ports, every edge's schema, all errors at once), [`mod@build`] (constructors).
 
 pub mod build;
 pub mod config;

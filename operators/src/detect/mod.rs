@@ -2,7 +2,7 @@
 //!
 //! Rows go in and stay; alerts come out. A row whose number is null or NaN, or for which `where` is not true, is passed over, and so
 //! is an infinite one except by `threshold`. Detectors judge in arrival order and measure delays in event time. A new method is a file
-//! here with a [`verdict::Method`], a field of [`DetectOptions`] and a line in [`build`].
+//! here with a `verdict::Method`, a field of [`DetectOptions`] and a line in `build`.
 
 mod alerts;
 mod cusum;
