@@ -130,7 +130,7 @@ fn a_label_is_one_json_line() {
     label.write_json(&mut line);
     assert_eq!(
         line,
-        "{\"device\":\"pump-0001\",\"end\":\"2026-01-01T01:00:00.000Z\",\"kind\":\"level_shift\",\"sensor\":\"flow\",\"start\":\"2026-01-01T00:00:00.000Z\"}\n"
+        "{\"device\":\"pump-0001\",\"sensor\":\"flow\",\"kind\":\"level_shift\",\"start\":\"2026-01-01T00:00:00.000Z\",\"end\":\"2026-01-01T01:00:00.000Z\"}\n"
     );
 }
 

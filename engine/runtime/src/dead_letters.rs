@@ -1,5 +1,7 @@
 //! Rejected rows and undecodable payloads as dead letters with their keys, ready for the graph.
 
+use std::collections::HashSet;
+
 use fieldstream_engine_api::{KeyedBatch, Keys, NO_SLOT, Rejected};
 use fieldstream_schemas::records::{RefusedRows, Refuser, dead_letters_of_rejects, dead_letters_of_rows};
 use fieldstream_schemas::{PayloadBlock, Position, Reject};
@@ -15,8 +17,17 @@ pub(crate) fn of_payloads(refuser: Refuser<'_>, rejects: &[Reject]) -> KeyedBatc
     KeyedBatch::new(rows, keys)
 }
 
-/// Dead letters of rows that a node rejected. The payload is what the row came in, or the row as JSON where the bytes are gone.
-pub(crate) fn of_rows(refuser: Refuser<'_>, rejected: &Rejected, block: Option<&PayloadBlock>) -> KeyedBatch {
+/// The payloads of a turn, where their bytes are still there.
+#[derive(Clone, Copy)]
+pub(crate) struct TurnPayloads<'a> {
+    pub(crate) block: Option<&'a PayloadBlock>,
+    /// Offsets of payloads that hold several rows: redriving their bytes would bring their good rows again.
+    pub(crate) several: &'a HashSet<u64>,
+}
+
+/// Dead letters of rows that a node rejected. The payload is what the row came in, or the row as JSON where the bytes are gone
+/// or hold other rows too.
+pub(crate) fn of_rows(refuser: Refuser<'_>, rejected: &Rejected, payloads: TurnPayloads<'_>) -> KeyedBatch {
     let keys = &rejected.batch.keys;
     let refused = RefusedRows {
         batch: &rejected.batch.rows,
@@ -25,13 +36,15 @@ pub(crate) fn of_rows(refuser: Refuser<'_>, rejected: &Rejected, block: Option<&
         code: &rejected.code,
         message: &rejected.message,
     };
-    let rows = dead_letters_of_rows(refuser, refused, |position| block.and_then(|b| payload_of(b, position)));
+    let rows = dead_letters_of_rows(refuser, refused, |position| payloads.bytes(position));
     let rows = rows.unwrap_or_else(|_| unreachable!("{BOUNDED}"));
     KeyedBatch::new(rows, keys.take(rejected.rows.iter().map(|r| *r as usize)))
 }
 
-/// Only what came in the log has bytes: a tick's emission has none. A payload of several rows is kept row by row as JSON, since
-/// redriving its bytes would bring its good rows again.
-fn payload_of(block: &PayloadBlock, position: Position) -> Option<bytes::Bytes> {
-    (position.tick == 0 && position.row == 0).then(|| block.at_offset(position.offset)).flatten()
+impl TurnPayloads<'_> {
+    /// Only what came in the log has bytes: a tick's emission has none.
+    fn bytes(&self, position: Position) -> Option<bytes::Bytes> {
+        let alone = position.tick == 0 && !self.several.contains(&position.offset);
+        self.block.filter(|_| alone)?.at_offset(position.offset)
+    }
 }

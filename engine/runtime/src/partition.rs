@@ -15,7 +15,7 @@ use fieldstream_schemas::records::{RecordIds, Refuser};
 use fieldstream_schemas::{Decoded, PayloadBlock, Readings, Reject};
 
 use crate::clock::Clock;
-use crate::dead_letters;
+use crate::dead_letters::{self, TurnPayloads};
 use crate::decisions;
 use crate::graph::Graph;
 use crate::ingress;
@@ -58,6 +58,8 @@ pub struct Partition {
     /// Rows below this offset are run one by one, so that a panic names its row.
     stepping_below: u64,
     stepping_at: Option<Position>,
+    /// Offsets of this turn's payloads that hold several rows.
+    several: HashSet<u64>,
     clock: Arc<dyn Clock>,
 }
 
@@ -101,6 +103,7 @@ impl Partition {
             quarantined: HashSet::new(),
             stepping_below: 0,
             stepping_at: None,
+            several: HashSet::new(),
             clock,
         })
     }
@@ -178,6 +181,7 @@ impl Partition {
             Payloads::Rows { rows, positions, rejects, raw } => (Decoded { rows, positions, rejects }, raw),
         };
         let Decoded { rows, positions, rejects } = decoded;
+        self.several = positions.iter().chain(rejects.iter().map(|r| &r.position)).filter(|p| p.row > 0).map(|p| p.offset).collect();
         self.undecodable(source, &rejects);
         let addressed = ingress::address(Decoded { rows, positions, rejects: Vec::new() }, &mut self.slots);
         let (addressed, misplaced) = match &block {
@@ -234,7 +238,8 @@ impl Partition {
 
     fn run_graph(&mut self, tick: Option<(&Tick, &[u32])>, block: Option<&PayloadBlock>) {
         let (ids, partition) = (&self.ids, self.key.partition);
-        let mut make = |node: &str, rejected: &Rejected| dead_letters::of_rows(Refuser { node, partition, ids }, rejected, block);
+        let payloads = TurnPayloads { block, several: &self.several };
+        let mut make = |node: &str, rejected: &Rejected| dead_letters::of_rows(Refuser { node, partition, ids }, rejected, payloads);
         self.graph.run(tick, &self.slots, &mut self.totals, &*self.clock, &mut make);
     }
 
@@ -247,7 +252,7 @@ impl Partition {
     }
 
     fn refused(&mut self, source: usize, rejected: &Rejected, block: Option<&PayloadBlock>) {
-        let batch = dead_letters::of_rows(self.refuser(source), rejected, block);
+        let batch = dead_letters::of_rows(self.refuser(source), rejected, TurnPayloads { block, several: &self.several });
         self.graph.push_rejected(source, &rejected.code, batch, &mut self.totals);
     }
 
