@@ -65,13 +65,13 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream-connectors",
-        uses: &["arrow", "async-trait", "base64", "bytes", "fieldstream-engine-api", "fieldstream-schemas", "futures", "memchr", "object_store", "parquet", "rand", "rdkafka", "rumqttc", "rustls", "rustls-native-certs", "schemars", "serde", "serde_json", "serde_path_to_error", "sqlx", "thiserror", "tokio", "tracing", "url", "uuid"],
+        uses: &["arrow", "async-trait", "base64", "bytes", "fieldstream-engine-api", "fieldstream-schemas", "futures", "memchr", "object_store", "parquet", "rdkafka", "rumqttc", "rustls", "rustls-native-certs", "schemars", "serde", "serde_json", "serde_path_to_error", "sqlx", "thiserror", "tokio", "tracing", "url", "uuid"],
         tests_use: &["proptest", "tempfile"],
         why: "sockets and files only: the one room for broker and database clients",
     },
     Room {
         package: "fieldstream-pipelines",
-        uses: &["arrow", "fieldstream-connectors", "fieldstream-engine-api", "fieldstream-operators", "fieldstream-runtime", "fieldstream-schemas", "schemars", "serde", "serde-saphyr", "serde_json", "serde_path_to_error", "strsim", "thiserror", "tracing"],
+        uses: &["arrow", "fieldstream-connectors", "fieldstream-engine-api", "fieldstream-operators", "fieldstream-runtime", "fieldstream-schemas", "schemars", "serde", "serde-saphyr", "serde_json", "serde_path_to_error", "strsim"],
         tests_use: &["expect-test", "tempfile"],
         why: "names in YAML: wires the rooms, contains no algorithms and no clients",
     },
@@ -89,8 +89,8 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream",
-        uses: &["actix", "actix-rt", "actix-web", "anyhow", "arrow", "base64", "bytes", "clap", "clap_complete", "fieldstream-checkpoint", "fieldstream-connectors", "fieldstream-engine-api", "fieldstream-journal", "fieldstream-operators", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "prometheus", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tokio", "tracing", "tracing-subscriber", "uuid"],
-        tests_use: &["criterion", "fieldstream-testkit", "foldhash", "rdkafka", "sonic-rs", "sqlx", "tempfile"],
+        uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-connectors", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tokio", "tracing", "tracing-subscriber"],
+        tests_use: &["criterion", "fieldstream-engine-api", "foldhash", "rdkafka", "sonic-rs", "sqlx", "tempfile", "uuid"],
         why: "the command line and its own tests",
     },
     Room {
