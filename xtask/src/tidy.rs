@@ -24,8 +24,8 @@ const LEFT_OVERS: &[(&str, &str)] = &[
     ("macro_rules!", "write a function or a table"),
 ];
 
-/// Text that is true on one machine only, or speaks of something that is no part of the project.
-const FOREIGN: &[&str] = &["/work/", "/root/", "../shared", "static.crates.io", "index.crates.io", "pypi.org", "repo1.maven", "repo.maven"];
+/// Text that is true on one machine only.
+const FOREIGN: &[&str] = &["/root/", "/home/"];
 
 /// All findings of the workspace at `root`.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
@@ -187,8 +187,8 @@ mod tests {
 
     #[test]
     fn foreign_paths_are_found() {
-        let sources = [Source::new("README.md", "see ../shared/x\nnothing here\n"), Source::new("Cargo.lock", "/work/")];
-        assert_eq!(foreign_words(&sources), ["README.md:1: `../shared` has no meaning in a clone of this repository"]);
+        let sources = [Source::new("README.md", "see /home/me/x\nnothing here\n"), Source::new("Cargo.lock", "/root/")];
+        assert_eq!(foreign_words(&sources), ["README.md:1: `/home/` has no meaning in a clone of this repository"]);
     }
 
     #[test]
