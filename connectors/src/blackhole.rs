@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::options;
+use crate::tally::counted;
 
 /// The catalogue line of the `blackhole` sink.
 pub const KIND: SinkKind = SinkKind {
@@ -51,11 +52,4 @@ impl Sink for Blackhole {
     async fn commit(&mut self, batches: &[SinkBatch]) -> Result<Vec<Committed>, SinkError> {
         Ok(batches.iter().map(|batch| counted(&mut self.delivered, batch)).collect())
     }
-}
-
-/// Adds the rows of `batch` to what its partition delivered, and takes its mark for durable.
-pub(crate) fn counted(delivered: &mut BTreeMap<PartitionKey, u64>, batch: &SinkBatch) -> Committed {
-    let total = delivered.entry(batch.partition.clone()).or_default();
-    *total += batch.rows.iter().map(|part| part.batch.len() as u64).sum::<u64>();
-    Committed { partition: batch.partition.clone(), mark: batch.complete_to, delivered: *total, refused: 0 }
 }

@@ -20,5 +20,6 @@ mod rows;
 #[cfg(any(feature = "kafka", feature = "mqtt", feature = "timescale"))]
 mod secret;
 pub mod stdout;
+mod tally;
 #[cfg(feature = "timescale")]
 pub mod timescale;

@@ -1,12 +1,11 @@
 //! Rows as messages: the envelope, the id and the key that the message sinks have in common.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use fieldstream_engine_api::{Committed, ConfigError, KeyedBatch, PartitionKey, Position, SinkBatch, SinkInput};
+use fieldstream_engine_api::{ConfigError, KeyedBatch, PartitionKey, Position, SinkInput};
 use fieldstream_schemas::columns::{DEVICE_ID, ID, SENSOR_ID, TS, name_at};
 use fieldstream_schemas::encode::cloudevents::EventWriter;
 use fieldstream_schemas::encode::json::JsonWriter;
@@ -126,13 +125,6 @@ pub(crate) fn check_form(form: Form, inputs: &[SinkInput]) -> Option<ConfigError
         ConfigError::new("/envelope", "rows of different columns cannot meet in plain JSON")
             .hint("write `envelope: cloudevents`, which names the kind of each row")
     })
-}
-
-/// Counts the rows of `batch` as delivered and takes its mark for durable: for sinks that keep no mark.
-pub(crate) fn delivered(totals: &mut BTreeMap<PartitionKey, u64>, batch: &SinkBatch) -> Committed {
-    let total = totals.entry(batch.partition.clone()).or_default();
-    *total += batch.rows.iter().map(|part| part.batch.len() as u64).sum::<u64>();
-    Committed { partition: batch.partition.clone(), mark: batch.complete_to, delivered: *total, refused: 0 }
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::blackhole::counted;
 use crate::options;
+use crate::tally::counted;
 
 /// The catalogue line of the `stdout` sink.
 pub const KIND: SinkKind = SinkKind {

@@ -20,7 +20,8 @@ use tokio::sync::Notify;
 
 use super::options::{self, Compression, Envelope, SinkOptions, creation_cause};
 use crate::options::parse;
-use crate::rows::{Form, RowWriter, check_form, delivered, text_at};
+use crate::rows::{Form, RowWriter, check_form, text_at};
+use crate::tally::counted;
 
 /// How often room in the producer's queue is looked for when a delivery has not made some.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -262,7 +263,7 @@ impl Sink for KafkaSink {
         let in_time = tokio::time::timeout(self.timeout + GRACE, deliveries.all()).await.is_ok();
         let failure = if in_time { deliveries.failure() } else { Some(Code::OperationTimedOut) };
         let Some(code) = failure else {
-            return Ok(batches.iter().map(|batch| delivered(&mut self.delivered, batch)).collect());
+            return Ok(batches.iter().map(|batch| counted(&mut self.delivered, batch)).collect());
         };
         let complaint = producer.client().context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take();
         // After a fatal error (a gap in the idempotent producer's sequence) only a new producer can go on.

@@ -23,7 +23,8 @@ use super::session::{ClientIdGuard, default_client_id};
 use super::topic::TopicTemplate;
 use super::{credentials, tls_config};
 use crate::options::parse;
-use crate::rows::{Form, RowWriter, delivered};
+use crate::rows::{Form, RowWriter};
+use crate::tally::counted;
 
 /// The `mqtt` sink.
 pub const SINK: SinkKind = SinkKind {
@@ -238,7 +239,7 @@ impl Sink for MqttSink {
             Err(failure) => Err(failure),
         };
         match result {
-            Ok(()) => Ok(batches.iter().map(|batch| delivered(&mut self.delivered, batch)).collect()),
+            Ok(()) => Ok(batches.iter().map(|batch| counted(&mut self.delivered, batch)).collect()),
             Err(Failure { cause, fatal: true }) => Err(SinkError::Fatal { context: self.context(), cause }),
             Err(Failure { cause, fatal: false }) => Err(SinkError::Retry { context: self.context(), cause }),
         }
