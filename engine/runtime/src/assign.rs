@@ -74,9 +74,8 @@ impl Coordinator<'_> {
         if let Some(oldest) = progress.oldest() {
             self.log.acknowledge(partition, oldest.next_offset).await?;
         }
-        self.show(&key, &hosted, &marks);
         let queue = Arc::new(PartitionQueue::default());
-        self.show_queue(partition, &queue);
+        self.show(&key, &hosted, &queue, &marks);
         let owned = Owned {
             queue: Arc::clone(&queue),
             generation: claim.generation,
@@ -121,7 +120,7 @@ impl Coordinator<'_> {
         Ok(marks)
     }
 
-    fn show(&self, key: &PartitionKey, hosted: &Partition, marks: &[Option<Committed>]) {
+    fn show(&self, key: &PartitionKey, hosted: &Partition, queue: &Arc<PartitionQueue>, marks: &[Option<Committed>]) {
         let mut inner = self.status.lock();
         let totals: Totals = hosted.totals().clone();
         for ((sink, offered), mark) in inner.sinks.iter_mut().zip(&totals.offered).zip(marks) {
@@ -131,7 +130,7 @@ impl Coordinator<'_> {
         inner.operators = hosted.graph().meters().map(|(name, kind, _)| (Arc::clone(name), kind)).collect();
         let status = PartitionStatus {
             log_id: key.log_id.clone(),
-            queue: Arc::default(),
+            queue: Arc::clone(queue),
             complete_to: hosted.complete_to(),
             read_to: hosted.complete_to().next_offset,
             settled: totals.clone(),
@@ -147,12 +146,6 @@ impl Coordinator<'_> {
             checkpoint_at_s: None,
         };
         inner.partitions.insert(key.partition, status);
-    }
-
-    fn show_queue(&self, partition: u32, queue: &Arc<PartitionQueue>) {
-        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
-            status.queue = Arc::clone(queue);
-        }
     }
 
     /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner.

@@ -270,12 +270,6 @@ impl Graph {
         self.arrived.iter_mut().map(std::mem::take).collect()
     }
 
-    /// Empties all channels and forgets a turn that did not finish.
-    pub fn abandon_turn(&mut self) {
-        self.arrived.iter_mut().for_each(Vec::clear);
-        self.channels.iter_mut().for_each(Vec::clear);
-    }
-
     /// Name of the operator whose turn did not come to an end.
     #[must_use]
     pub fn running(&self) -> Option<&str> {

@@ -64,13 +64,6 @@ impl PartitionTime {
     pub fn last_seen(&self, device: u32) -> i64 {
         self.last_seen.get(device as usize).copied().unwrap_or(i64::MIN)
     }
-
-    /// Forgets a device whose slot is given back.
-    pub fn forget(&mut self, device: u32) {
-        if let Some(seen) = self.last_seen.get_mut(device as usize) {
-            *seen = i64::MIN;
-        }
-    }
 }
 
 #[cfg(test)]
