@@ -144,6 +144,7 @@ impl Coordinator<'_> {
             active_devices: hosted.slots().active_devices(),
             checkpoint: None,
             checkpoint_at_s: None,
+            snapshot_asked: None,
         };
         inner.partitions.insert(key.partition, status);
     }
