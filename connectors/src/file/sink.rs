@@ -1,6 +1,7 @@
 //! The `file` sink: newline-delimited JSON, exactly once.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -24,6 +25,7 @@ pub const KIND: SinkKind = SinkKind {
     about: "Newline-delimited JSON files, by event time if wanted. Exactly once.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value, inputs| read_options(value, inputs).map(|_| Guarantee::ExactlyOnce),
+    place: |value| options::parse::<Options>(value).ok().map(|o| PathBuf::from(o.path)),
     build,
 };
 
