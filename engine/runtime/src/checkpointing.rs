@@ -62,11 +62,12 @@ impl Coordinator<'_> {
             }
             Action::Prune { keep } => {
                 let pipeline = self.spec.name.clone();
-                tokio::spawn(async move {
+                self.prunes.retain(|prune| !prune.is_finished());
+                self.prunes.push(tokio::spawn(async move {
                     if let Err(error) = store.prune(generation, keep).await {
                         tracing::warn!(%pipeline, partition, "old checkpoints could not be deleted: {error}");
                     }
-                });
+                }));
             }
             Action::Acknowledge { offset } => owned.acknowledge = Some(offset),
             Action::Drained => owned.drained = true,

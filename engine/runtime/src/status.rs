@@ -127,6 +127,8 @@ pub struct StatusInner {
     pub operators: Vec<(Arc<str>, &'static str)>,
     /// Turns that panicked and were recovered.
     pub restarts: u64,
+    /// How the plan differs from that of the checkpoint the pipeline started from.
+    pub plan_changes: Option<String>,
     /// From asking for a snapshot until its manifest was durable.
     pub checkpoints: Durations,
 }
@@ -220,7 +222,7 @@ impl Status {
         };
         let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.total(), "queued": s.stats.queued.load(Ordering::Relaxed) });
         json!({
-            "state": inner.state, "error": inner.error, "restarts": inner.restarts,
+            "state": inner.state, "error": inner.error, "restarts": inner.restarts, "plan_changes": inner.plan_changes,
             "partitions": inner.partitions.iter().map(partition).collect::<Vec<_>>(),
             "operators": inner.operators.iter().enumerate().map(operator).collect::<Vec<_>>(),
             "sinks": inner.sinks.iter().map(sink).collect::<Vec<_>>(),
