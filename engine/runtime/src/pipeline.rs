@@ -64,6 +64,8 @@ pub(crate) struct Coordinator<'a> {
     stopped: bool,
     /// Where the journal ended, by partition, when all receivers had ended: what is read up to there is the whole input.
     ends: Option<BTreeMap<u32, u64>>,
+    /// When the log last gave something, or the receivers ended, on the monotonic clock.
+    heard_at: Duration,
     /// Partitions that step row by row below an offset after a panic.
     pub(crate) stepping: BTreeMap<u32, u64>,
     /// Deadline of the drain on the monotonic clock.
@@ -118,6 +120,7 @@ pub async fn run(
         draining: false,
         stopped: false,
         ends: None,
+        heard_at: start,
         stepping: BTreeMap::new(),
         drain_until: None,
         prunes: Vec::new(),
@@ -159,6 +162,8 @@ impl Coordinator<'_> {
         silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut backoff = FIRST_BACKOFF;
         while !self.is_done() {
+            // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
+            let silent_left = (self.heard_at + SILENT_END).saturating_sub(self.engine.clock.monotonic());
             let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
             tokio::select! {
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
@@ -174,7 +179,7 @@ impl Coordinator<'_> {
                     }
                     Err(error) => return Err(error.into()),
                 },
-                () = tokio::time::sleep(SILENT_END), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
+                () = tokio::time::sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
                 _ = checkpoints.tick() => self.all_progress(|_| Fact::SnapshotDue),
                 _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
                 changed = self.stop.changed(), if !self.stopped => {
@@ -205,6 +210,8 @@ impl Coordinator<'_> {
                 for assignment in assignments {
                     self.assign(assignment).await?;
                 }
+                // They may have ended before the partitions were ours, with nothing more to come.
+                self.end_after_receivers().await?;
             }
             LogEvent::Revoked(partitions) => {
                 for partition in partitions {
@@ -222,6 +229,7 @@ impl Coordinator<'_> {
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
         owned.enqueued.next_offset = next_offset;
         owned.quiet_ticks = 0;
+        self.heard_at = self.engine.clock.monotonic();
         let ready = owned.queue.push(Work::Batch(batch));
         if !owned.paused && owned.queue.bytes() >= self.engine.options.queue_bytes {
             owned.paused = true;
@@ -329,6 +337,7 @@ impl Coordinator<'_> {
             Event::ReceiversDone { .. } if *self.stop.borrow() => {}
             Event::ReceiversDone { ends } => {
                 self.ends = Some(ends.into_iter().collect());
+                self.heard_at = self.engine.clock.monotonic();
                 self.end_after_receivers().await?;
             }
             Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),

@@ -64,20 +64,18 @@ fn log_that_stops(at: Option<(u64, watch::Sender<bool>)>) -> Input {
     Input::Log { log: Box::new(log), finite: true }
 }
 
-/// Hands out payloads `next..to`, a few at a time, then has the pipeline stopped, or has ended.
+/// Hands out payloads `next..to`, a few at a time; then has ended, or has no more for now.
 struct Dealer {
     next: u64,
     to: u64,
-    stop: Option<watch::Sender<bool>>,
+    ends: bool,
 }
 
 #[async_trait]
 impl Receiver for Dealer {
     async fn next(&mut self) -> Result<Option<Received>, fieldstream_engine_api::ReceiveError> {
         if self.next == self.to {
-            let Some(stop) = &self.stop else { return Ok(None) };
-            stop.send_replace(true);
-            return std::future::pending().await;
+            return if self.ends { Ok(None) } else { std::future::pending().await };
         }
         let to = (self.next + 7).min(self.to);
         let mut block = PayloadBlock::default();
@@ -97,13 +95,30 @@ impl Receiver for Dealer {
     }
 }
 
+/// Tells the pipeline to stop when it has handled so many readings: all its partitions then stand where the journal ends.
+async fn stop_at(received: u64, status: Arc<Status>, stop: watch::Sender<bool>) {
+    while status.ledger().received < received {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stop.send_replace(true);
+}
+
 /// Runs until the end or until `stopped` says so.
 async fn start_stoppable(dir: &Path, parts: PipelineParts, digest: &str, stopped: watch::Receiver<bool>) -> (Report, Arc<Status>) {
+    start_with(dir, parts, digest, stopped, Arc::default()).await
+}
+
+async fn start_with(
+    dir: &Path,
+    parts: PipelineParts,
+    digest: &str,
+    stopped: watch::Receiver<bool>,
+    status: Arc<Status>,
+) -> (Report, Arc<Status>) {
     let journal = JournalOptions { partitions: PARTITIONS, ..JournalOptions::default() };
     let engine =
         Engine::start(EngineOptions { shards: 2, journal, ..EngineOptions::new(dir.to_owned()) }, Arc::new(SystemClock::default()));
     let engine = engine.await.unwrap();
-    let status = Arc::new(Status::default());
     let outcome = tokio::time::timeout(Duration::from_secs(60), run(&engine, parts, digest, stopped, Arc::clone(&status))).await;
     engine.stop();
     (outcome.expect("the pipeline ends").unwrap(), status)
@@ -147,16 +162,19 @@ fn windows_over_receivers_stay_open_when_they_are_told_to_stop() {
     let mut next = 0;
     for to in [20, 21, 150, 300, PAYLOADS] {
         let (stop, stopped) = watch::channel(false);
-        let dealer = Dealer { next, to, stop: Some(stop) };
-        let parts = window_parts(&service, Input::Receivers(vec![(0, Box::new(dealer))]));
-        let (report, _) = on_system(start_stoppable(dir.path(), parts, "", stopped));
+        let parts = window_parts(&service, Input::Receivers(vec![(0, Box::new(Dealer { next, to, ends: false }))]));
+        let status = Arc::<Status>::default();
+        let (report, _) = on_system(async {
+            tokio::spawn(stop_at(to, Arc::clone(&status), stop));
+            start_with(dir.path(), parts, "", stopped, Arc::clone(&status)).await
+        });
         assert_eq!(report.state, State::Stopped);
         assert!(report.ledger.balanced, "{:?}", report.ledger);
         assert_eq!(windows(&service), [], "stopped after {to} payloads");
         next = to;
     }
     let (_stop, stopped) = watch::channel(false);
-    let last = Dealer { next, to: next, stop: None };
+    let last = Dealer { next, to: next, ends: true };
     let (report, _) =
         on_system(start_stoppable(dir.path(), window_parts(&service, Input::Receivers(vec![(0, Box::new(last))])), "", stopped));
     assert_eq!((report.state, report.ledger.balanced), (State::Finished, true), "{:?}", report.ledger);
@@ -165,6 +183,22 @@ fn windows_over_receivers_stay_open_when_they_are_told_to_stop() {
     let mut found: Vec<_> = windows(&service).into_iter().map(|(_, device, count)| (device, count)).collect();
     found.sort_unstable();
     assert_eq!(found, (0..DEVICES).map(|d| (d, readings_of(d))).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_pipeline_ends_when_the_rest_of_the_journal_belongs_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_as = |name: &str, to: u64| {
+        let service = Arc::new(Mutex::new(Service::default()));
+        let mut parts = window_parts(&service, Input::Receivers(vec![(0, Box::new(Dealer { next: 0, to, ends: true }))]));
+        (parts.spec.name, parts.spec.sources[0].name) = (name.into(), name.into());
+        let (_stop, stopped) = watch::channel(false);
+        let (report, _) = on_system(start_stoppable(dir.path(), parts, "", stopped));
+        (report.state, report.ledger.received, report.ledger.balanced)
+    };
+    assert_eq!(run_as("one", 50), (State::Finished, 50, true));
+    assert_eq!(run_as("two", 20), (State::Finished, 20, true));
+    assert_eq!(run_as("one", 0), (State::Finished, 50, true), "what follows is of the other one");
 }
 
 #[test]
