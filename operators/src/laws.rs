@@ -65,6 +65,15 @@ fn all() -> Vec<Tried> {
     [stateless(), stateful(), methods()].into_iter().flatten().collect()
 }
 
+/// Kinds that keep state in one of the configurations above.
+pub(crate) fn kinds_with_state() -> BTreeSet<&'static str> {
+    let stateful = |t: &Tried| {
+        let operator = (find(t.kind).unwrap().build)(&t.options, &(t.edge)(), &context());
+        operator.is_ok_and(|mut operator| !operator.states().is_empty())
+    };
+    all().iter().filter(|t| stateful(t)).map(|t| t.kind).collect()
+}
+
 #[test]
 fn every_operator_has_laws() {
     let tried: BTreeSet<&str> = all().iter().map(|t| t.kind).collect();

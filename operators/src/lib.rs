@@ -12,6 +12,8 @@ mod expr_functions;
 pub mod filter;
 #[cfg(test)]
 mod laws;
+#[cfg(test)]
+mod layout_tests;
 pub mod map;
 pub mod options;
 pub mod predict;
