@@ -4,6 +4,7 @@
 //! is ever overwritten: every key is created once, and the key that is created last makes the others true. This room reads
 //! no clock and knows no operator, no connector and no actor. See `docs/adr/0004-delivery-by-marks.md`.
 
+pub mod cold;
 pub mod decisions;
 pub mod error;
 pub(crate) mod objects;
