@@ -11,7 +11,7 @@ use arrow::datatypes::SchemaRef;
 use super::bloom::hash;
 use super::gather::Gather;
 use super::segment::{Columns, Rows, Segment};
-use super::writer::{BLOCK_ROWS, SegmentWriter};
+use super::writer::{SegmentWriter, block_rows};
 use crate::StoreError;
 
 /// Fewest segments that are merged.
@@ -138,13 +138,15 @@ impl Newest {
 /// Writes the newest row of every device of `inputs`, oldest segment first, into one segment.
 fn merge(inputs: &[Arc<Segment>], schema: SchemaRef, folder: &Path, name: &str, stop: &AtomicBool) -> Result<Segment, StoreError> {
     let encode = |cause: arrow::error::ArrowError| StoreError::Encode { key: name.to_owned(), cause: cause.to_string() };
-    let mut writer = SegmentWriter::create(folder, name, schema, inputs.iter().map(|s| s.index.rows).sum())?;
+    let rows = inputs.iter().map(|s| s.index.rows).sum();
+    let block_rows = block_rows(rows, inputs.iter().map(|s| s.bytes).sum());
+    let mut writer = SegmentWriter::create(folder, name, schema, rows)?;
     let mut newest = Newest::new(inputs, Columns::All)?;
     let mut gather = Gather::default();
-    let mut hashes = Vec::with_capacity(BLOCK_ROWS);
+    let mut hashes = Vec::with_capacity(block_rows);
     loop {
         let hash = newest.key().map(|(hash, _)| hash);
-        if hash.is_none() || hashes.len() == BLOCK_ROWS {
+        if hash.is_none() || hashes.len() == block_rows {
             if let Some(rows) = gather.take().map_err(encode)? {
                 writer.write(&rows, &hashes)?;
             }

@@ -9,8 +9,8 @@
 //! (`Boolean`: a later tick may still change something), then columns of any type but dictionaries, which nobody here
 //! interprets. There are no deletions: who holds a device in memory knows that its row here is old.
 //!
-//! In memory a segment is an open file, 28 bytes for each block of 64 rows and a Bloom filter of 10 to 20 bits a device.
-//! Every byte that is believed has a checksum. Nothing is durable before [`ColdStore::segments`]: until a checkpoint names
+//! In memory a segment is an open file, 36 bytes for each block of 64 rows (fewer if they are large) and a Bloom filter
+//! of 10 to 20 bits a device. Every byte that is believed has a checksum. Nothing is durable before [`ColdStore::segments`]: until a checkpoint names
 //! the files, the store is a cache of what the log can bring back.
 
 mod bloom;
@@ -38,7 +38,7 @@ pub use self::cursor::ColdCursor;
 use self::gather::Gather;
 use self::merge::Merging;
 use self::segment::{Columns, Keys, Segment, check_schema};
-use self::writer::{BLOCK_ROWS, SegmentWriter, TEMPORARY};
+use self::writer::{SegmentWriter, TEMPORARY, block_rows};
 use crate::StoreError;
 
 /// Ending of the names of segments.
@@ -161,8 +161,9 @@ impl ColdStore {
         let sorted = take_record_batch(rows, &order).map_err(|e| encode(e.to_string()))?;
         let name = self.new_name();
         let mut writer = SegmentWriter::create(&self.folder, &name, self.shared(rows.schema()), hashes.len() as u64)?;
-        for (block, hashes) in hashes.chunks(BLOCK_ROWS).enumerate() {
-            writer.write(&sorted.slice(block * BLOCK_ROWS, hashes.len()), hashes)?;
+        let block_rows = block_rows(hashes.len() as u64, sorted.get_array_memory_size() as u64);
+        for (block, hashes) in hashes.chunks(block_rows).enumerate() {
+            writer.write(&sorted.slice(block * block_rows, hashes.len()), hashes)?;
         }
         self.segments.push(Arc::new(writer.finish()?));
         self.rest = self.rest.saturating_sub(1);

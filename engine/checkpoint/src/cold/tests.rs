@@ -374,6 +374,28 @@ fn memory_and_the_number_of_files_stay_small() {
     assert_eq!(seen, [0, 12_499]);
 }
 
+#[test]
+fn large_rows_make_blocks_of_few_rows() {
+    let (_folder, mut store) = store();
+    let large: StringArray = (0..100).map(|i| Some(i.to_string().repeat(4000))).collect();
+    let small = rows(&(0..100).map(|i| device(i, i)).collect::<Vec<_>>()).project(&[0, 1, 2]).unwrap();
+    let mut fields = small.schema().fields().to_vec();
+    fields.push(Arc::new(Field::new("large", DataType::Utf8, true)));
+    let mut columns = small.columns().to_vec();
+    columns.push(Arc::new(large));
+    let both = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap();
+    (0..4).for_each(|_| store.put(&both).unwrap());
+    assert_eq!(store.segments[0].blocks(), 13);
+    store.wait_idle();
+    assert_eq!(store.segments[0].blocks(), 13);
+    assert_eq!(
+        by_name(&store.find(&["42", "7"]).unwrap()),
+        concat_batches(&both.schema(), [&both.slice(42, 1), &both.slice(7, 1)]).unwrap()
+    );
+    store.put(&small).unwrap();
+    assert_eq!(store.segments[1].blocks(), 2);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(Vec<(u8, bool)>),

@@ -15,10 +15,20 @@ use super::index::Index;
 use super::segment::{Keys, Placed, Segment};
 use crate::StoreError;
 
-/// Rows of a block. A row of 250 bytes to half a kilobyte makes blocks of 16 to 32 KiB: a few pages for a point read.
-pub(super) const BLOCK_ROWS: usize = 64;
+/// Most rows of a block.
+const BLOCK_ROWS: u64 = 64;
+/// Fewest rows of a block, however large they are: the index must stay small beside them.
+const FEW_ROWS: u64 = 8;
+/// Bytes that a block should not have more of: a few pages for a point read.
+const BLOCK_BYTES: u64 = 32 << 10;
 /// Ending of files that are not complete.
 pub(super) const TEMPORARY: &str = ".tmp";
+
+/// Rows of a block, where `rows` of them take `bytes`.
+pub(super) fn block_rows(rows: u64, bytes: u64) -> usize {
+    let fit = BLOCK_BYTES.saturating_mul(rows) / bytes.max(1);
+    usize::try_from(fit.clamp(FEW_ROWS, BLOCK_ROWS)).unwrap_or(1)
+}
 
 /// Counts and sums what goes through it.
 #[derive(Debug)]
