@@ -375,6 +375,30 @@ fn memory_and_the_number_of_files_stay_small() {
 }
 
 #[test]
+fn devices_with_one_hash_are_told_apart_across_blocks_and_segments() {
+    // A known collision of FNV-1a.
+    let (one, other) = ("8yn0iYCKYHlIj4-BwPqk", "GReLUrM4wMqfg9yzV3KQ");
+    assert_eq!(hash(one), hash(other));
+    let (_folder, mut store) = store();
+    let before = (0..).map(|i: i64| device(i, i)).filter(|d| hash(&d.0) < hash(one)).take(63);
+    let after = (0..).map(|i: i64| device(i, i)).filter(|d| hash(&d.0) > hash(one)).take(63);
+    let devices: Vec<Device> = before.chain([device(one, 1), device(other, 2)]).chain(after).collect();
+    let mut model = BTreeMap::new();
+    put(&mut store, &mut model, &devices);
+    assert_eq!(store.segments[0].index.firsts[1], hash(one));
+    check_find(&store, &[one, other], &model);
+    check_find(&store, &[one], &model);
+    put(&mut store, &mut model, &[device(other, 3)]);
+    check_find(&store, &[one, other], &model);
+    for _ in 0..2 {
+        put(&mut store, &mut model, &devices[..63]);
+    }
+    store.wait_idle();
+    check_find(&store, &[one, other], &model);
+    assert_eq!(all_names(store.cursor().unwrap(), 50), model.keys().cloned().collect::<Vec<_>>());
+}
+
+#[test]
 fn large_rows_make_blocks_of_few_rows() {
     let (_folder, mut store) = store();
     let large: StringArray = (0..100).map(|i| Some(i.to_string().repeat(4000))).collect();
