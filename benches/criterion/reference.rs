@@ -86,7 +86,8 @@ fn engine(spec: &PipelineSpec, blocks: &[PayloadBlock]) -> usize {
         let next_offset = block.entries.last().map_or(0, |e| e.offset + u64::from(e.len) + 1);
         let payloads = Payloads::Raw(block.clone());
         let batch = LogBatch { partition: 0, source: "readings".into(), next_offset, append_us: None, payloads };
-        rows += partition.turn(batch).iter().flat_map(|t| &t.rows).flatten().map(|r| r.batch.len()).sum::<usize>();
+        let Ok(outputs) = partition.turn(batch) else { panic!("nothing is passivated here") };
+        rows += outputs.iter().flat_map(|t| &t.rows).flatten().map(|r| r.batch.len()).sum::<usize>();
     }
     rows
 }

@@ -43,6 +43,11 @@ impl<E: Entry> Dense<E> {
         }
         &mut self.entries[index]
     }
+
+    /// The entry of `slot`, to look at.
+    pub(crate) fn get(&self, slot: u32) -> E {
+        self.entries.get(slot as usize).copied().unwrap_or(E::BLANK)
+    }
 }
 
 impl<E: Entry> KeyedState for Dense<E> {

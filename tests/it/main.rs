@@ -7,6 +7,7 @@ mod kafka_alerts;
 mod mqtt_postgres;
 mod node;
 mod oracle;
+mod passivation;
 mod publisher;
 mod reference;
 mod services;

@@ -6,6 +6,7 @@
 //! no operator, no connector and no actor. See `docs/adr/0004-delivery-by-marks.md`.
 
 pub mod cold;
+mod cold_files;
 pub mod decisions;
 pub mod error;
 pub(crate) mod objects;

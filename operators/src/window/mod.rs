@@ -362,6 +362,11 @@ impl Operator for Window {
         self.send(slots, out);
     }
 
+    fn pending(&self, device: u32, slots: &SlotDirectory) -> bool {
+        let open = |slot: u32| (slot as usize) < self.windows.len() && self.windows.places(slot).any(|place| !self.windows.emitted(place));
+        if self.plan.space == Space::Series { slots.series_of(device).any(open) } else { open(device) }
+    }
+
     fn reject_codes(&self) -> Vec<Arc<str>> {
         [WINDOW_LIMIT, WINDOW_TIME, EXPRESSION].map(Arc::from).to_vec()
     }

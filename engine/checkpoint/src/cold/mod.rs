@@ -51,11 +51,11 @@ const REST: u32 = 16;
 const MOST_SEGMENTS: usize = 64;
 
 /// A file of the store, for a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ColdSegment {
     /// Its name in the folder.
     pub name: String,
-    /// Where it lies. A later [`ColdStore::put`] may remove it: link or copy it before.
+    /// Where it lies. It stays there as long as this value does.
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
@@ -63,6 +63,20 @@ pub struct ColdSegment {
     pub rows: u64,
     /// CRC32 of the whole file, as it was written.
     pub crc32: u32,
+    /// Keeps the file from being removed after a merge.
+    pub(crate) _held: Option<Held>,
+}
+
+/// A segment that is in use.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    _segment: Arc<Segment>,
+}
+
+impl PartialEq for ColdSegment {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, self.bytes, self.rows, self.crc32) == (&other.name, other.bytes, other.rows, other.crc32)
+    }
 }
 
 /// Newest rows of passivated devices, in a folder of its own.
@@ -116,7 +130,7 @@ impl ColdStore {
             return Err(StoreError::Exists(name.to_owned()));
         }
         let mut segment = Segment::open(&self.folder, name)?;
-        segment.schema = self.shared(segment.schema);
+        segment.schema = self.shared(segment.schema.clone());
         let number = name.strip_prefix(&self.prefix).and_then(|n| n.strip_prefix('-')?.strip_suffix(ENDING)?.parse::<u64>().ok());
         // A segment to come must not take its name.
         self.next = number.map_or(self.next, |n| self.next.max(n.saturating_add(1)));
@@ -179,7 +193,7 @@ impl ColdStore {
             return;
         }
         let inputs = self.segments.iter().skip(self.segments.len() - due).cloned().collect();
-        let name = self.new_name();
+        let name = format!("{}-merging{ENDING}", self.prefix);
         match Merging::start(inputs, &self.folder, name) {
             Ok(merging) => self.merging = Some(merging),
             Err(cause) => self.merge_failed(&cause),
@@ -194,19 +208,16 @@ impl ColdStore {
     /// Puts a merged segment in the place of its inputs, if there is one, or if it is to be waited for.
     fn take_in(&mut self, wait: bool) {
         let Some(mut merging) = self.merging.take_if(|m| wait || m.is_finished()) else { return };
-        let merged = match merging.join() {
+        // Its number says when it came into the list: a checkpoint tells by it what it cannot know of.
+        let name = self.new_name();
+        let named = merging.join().and_then(|mut merged| merged.rename(&self.folder, name).map(|()| merged));
+        let merged = match named {
             Ok(merged) => Arc::new(merged),
             Err(cause) => return self.merge_failed(&cause),
         };
         let first = merging.inputs.first();
         let Some(at) = self.segments.iter().position(|s| first.is_some_and(|f| Arc::ptr_eq(f, s))) else { return };
-        let inputs = self.segments.splice(at..at + merging.inputs.len(), [merged]);
-        for input in inputs {
-            // Whoever holds the segment, or a link to the file, keeps it.
-            if let Err(cause) = fs::remove_file(&input.path) {
-                tracing::warn!(file = %input.path.display(), %cause, "a merged cold segment could not be removed");
-            }
-        }
+        self.segments.splice(at..at + merging.inputs.len(), [merged]).for_each(|input| input.retire());
     }
 
     /// Waits until nothing is left to merge.
@@ -275,7 +286,8 @@ impl ColdStore {
         }
         let file = |s: &Arc<Segment>| {
             let (name, path) = (s.name.clone(), s.path.clone());
-            ColdSegment { name, path, bytes: s.bytes, rows: s.index.rows, crc32: s.crc32 }
+            let held = Some(Held { _segment: Arc::clone(s) });
+            ColdSegment { name, path, bytes: s.bytes, rows: s.index.rows, crc32: s.crc32, _held: held }
         };
         Ok(self.segments.iter().map(file).collect())
     }

@@ -110,6 +110,18 @@ pub(super) struct Segment {
     since: Vec<AtomicI64>,
     file: File,
     synced: AtomicBool,
+    /// Another has taken its place: whoever holds it last removes the file.
+    obsolete: AtomicBool,
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Relaxed)
+            && let Err(cause) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(file = %self.path.display(), %cause, "a merged cold segment could not be removed");
+        }
+    }
 }
 
 /// Where a segment lies, and how long it is.
@@ -141,7 +153,18 @@ impl Segment {
         whole.combine(&crc32fast::Hasher::new_with_initial_len(placed.tail, placed.bytes.saturating_sub(end)));
         let since = std::mem::take(&mut index.pending_since).into_iter().map(AtomicI64::new).collect();
         let Placed { name, path, file, bytes, .. } = placed;
-        Self { name, path, bytes, crc32: whole.finalize(), schema, index, since, file, synced: AtomicBool::new(false) }
+        Self {
+            name,
+            path,
+            bytes,
+            crc32: whole.finalize(),
+            schema,
+            index,
+            since,
+            file,
+            synced: AtomicBool::new(false),
+            obsolete: AtomicBool::new(false),
+        }
     }
 
     /// Opens a file and verifies all but its blocks, whose checksums are verified at each read.
@@ -179,6 +202,22 @@ impl Segment {
         check_schema(&schema).map_err(wrong)?;
         let tail = crc32fast::hash(&read(end, bytes)?);
         Ok(Self::new(Placed { name: name.to_owned(), path, file, bytes, tail }, SchemaRef::new(schema), index))
+    }
+
+    /// Another segment has taken its place.
+    pub(super) fn retire(&self) {
+        self.obsolete.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the file another name.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; nothing has changed then.
+    pub(super) fn rename(&mut self, folder: &Path, name: String) -> Result<(), StoreError> {
+        let path = folder.join(&name);
+        std::fs::rename(&self.path, &path).map_err(|e| StoreError::io(format!("naming {}", path.display()), e))?;
+        (self.name, self.path) = (name, path);
+        Ok(())
     }
 
     /// The rows of a block.

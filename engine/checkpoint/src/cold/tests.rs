@@ -213,7 +213,7 @@ fn a_merge_that_fails_loses_nothing_and_is_tried_again_later() {
     let mut model = BTreeMap::new();
     (0..3).for_each(|i| put(&mut store, &mut model, &[device("a", i), device(i, i)]));
     // The name of the merged segment is taken by a folder.
-    let blocked = store.folder.join(format!("p-{:020}{ENDING}{TEMPORARY}", 4));
+    let blocked = store.folder.join(format!("p-merging{ENDING}{TEMPORARY}"));
     std::fs::create_dir(&blocked).unwrap();
     put(&mut store, &mut model, &[device("a", 3), device(3, 3)]);
     store.wait_idle();
