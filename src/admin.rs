@@ -22,6 +22,7 @@ const MAX_BODY: usize = 64 << 10;
 /// A pipeline as the admin server sees it.
 pub(crate) struct Watched {
     pub(crate) plan: Plan,
+    pub(crate) digest: String,
     pub(crate) status: Arc<Status>,
 }
 

@@ -47,3 +47,23 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
     ExitCode::from(if error.is::<WrongUsage>() { WRONG_USAGE } else { FAILED })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_line_on_its_page() {
+        let exits = include_str!("../docs/errors/exit.md");
+        for code in [FAILED, WRONG_USAGE, BAD_PIPELINE] {
+            assert!(exits.contains(&format!("\n| {code} |")), "docs/errors/exit.md says nothing of {code}");
+        }
+        use fieldstream_runtime::ingress::{CODE_CLOCK_SKEW, CODE_PARTITION, CODE_POISON};
+        use fieldstream_schemas::payload::{CODE_PARSE, CODE_TIMESTAMP};
+        let letters = include_str!("../docs/errors/dead-letters.md");
+        let of_operators = ["unit", "expression", "late", "window_limit", "window_time"];
+        for code in [CODE_PARSE, CODE_TIMESTAMP, CODE_CLOCK_SKEW, CODE_PARTITION, CODE_POISON].iter().chain(&of_operators) {
+            assert!(letters.contains(&format!("\n| `{code}` |")), "docs/errors/dead-letters.md says nothing of {code}");
+        }
+    }
+}

@@ -19,6 +19,7 @@ pub const KIND: SinkKind = SinkKind {
     about: "Counts rows and forgets them.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value, _| options::parse::<Options>(value).map(|_| Guarantee::None),
+    place: |_| None,
     build,
 };
 

@@ -21,6 +21,7 @@ pub const KIND: SinkKind = SinkKind {
     about: "Newline-delimited JSON on standard output. No guarantee.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value, _| options::parse::<Options>(value).map(|_| Guarantee::None),
+    place: |_| None,
     build,
 };
 

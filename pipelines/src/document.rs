@@ -94,6 +94,19 @@ impl Document {
         self.substituted.redact(text)
     }
 
+    /// The value at `pointer` with its references as they are written.
+    #[must_use]
+    pub fn as_written(&self, pointer: &str) -> Option<Value> {
+        self.source.to_value().pointer(pointer).cloned()
+    }
+
+    /// True when lint stands in for a value at or below `pointer`.
+    #[must_use]
+    pub fn stands_in(&self, pointer: &str) -> bool {
+        let below = |p: &String| p.strip_prefix(pointer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        self.substituted.placeholders.iter().any(below)
+    }
+
     /// Where something is, for callers that make their own messages.
     #[must_use]
     pub fn locate(&self, pointer: &str) -> Span {

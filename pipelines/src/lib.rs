@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod config;
+pub mod digest;
 pub mod document;
 pub mod explain;
 pub mod graph;
@@ -21,6 +22,7 @@ mod wiring;
 pub mod yaml;
 
 pub use build::{BuildOptions, build};
+pub use digest::digest;
 pub use explain::{Explanation, explain};
 pub use graph::{Graph, graph};
 pub use lint::{Report, lint};

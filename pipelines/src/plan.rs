@@ -1,6 +1,7 @@
 //! A plan is a pipeline that cannot be wrong any more: every name resolved, every edge's schema known, every option checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,7 @@ pub fn plan(document: &Document, config: &Config, catalogue: &Catalogue<'_>, mut
     let operators = planner.operators();
     let mut sinks = planner.sinks();
     sinks.extend(planner.dead_letter());
+    planner.own_places(&sinks);
     let discarded = planner.loose_ends();
     planner.used_kinds(catalogue);
     problems.append(&mut planner.problems);
@@ -340,6 +342,25 @@ impl Planner<'_> {
             }
         }
         Some(self.sink("dead_letter", "/dead_letter", node.kind, (&node.options_at, &node.options), inputs, node.common.batch.spec()))
+    }
+
+    /// Sinks that write to the disk have a path each.
+    fn own_places(&mut self, sinks: &[PlannedSink]) {
+        let mut taken: BTreeMap<PathBuf, &PlannedSink> = BTreeMap::new();
+        for sink in sinks.iter().filter(|s| s.guarantee.is_some()) {
+            // Where a part of the path is not known, what is written is compared.
+            let written = self.document.as_written(&sink.options_at).filter(|_| self.document.stands_in(&sink.options_at));
+            let Some(place) = (sink.kind.place)(written.as_ref().unwrap_or(&sink.options)) else { continue };
+            // `./rows`, `rows/` and `rows` are one path.
+            let place: PathBuf = place.components().filter(|c| *c != Component::CurDir).collect();
+            if let Some(other) = taken.get(&place) {
+                let message = format!("`{}` and `{}` write to one path, {}", other.name, sink.name, place.display());
+                let hint = "give each sink a path of its own, or name all inputs in one sink".to_owned();
+                self.error(&sink.options_at, &message, Some(hint));
+            } else {
+                taken.insert(place, sink);
+            }
+        }
     }
 
     /// Ports that lead nowhere: an error where rows would vanish without a name, a warning where they are only unused.

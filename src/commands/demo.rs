@@ -108,7 +108,8 @@ async fn run(args: &DemoArgs, folder: &Path) -> Result<ExitCode> {
     let parts = build(&plan, &BuildOptions { data_dir, resume: false }).map_err(BadPipeline)?;
     let status = Arc::<Status>::default();
     let (stop, stopped) = watch::channel(false);
-    let mut pipeline = Box::pin(fieldstream_runtime::pipeline::run(&engine, parts, "", stopped, Arc::clone(&status)));
+    let digest = fieldstream_pipelines::digest(&plan);
+    let mut pipeline = Box::pin(fieldstream_runtime::pipeline::run(&engine, parts, &digest, stopped, Arc::clone(&status)));
     let mut story = Story::new(args, folder, clock, status);
     let told = tokio::select! {
         outcome = &mut pipeline => match outcome {

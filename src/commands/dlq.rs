@@ -69,7 +69,8 @@ struct RedriveArgs {
     /// Only those with this code.
     #[arg(long)]
     code: Option<String>,
-    /// Where to: mqtt://host:port/topic (`{device}` stands for the device's id), or file:PATH to append to.
+    /// Where to: mqtt://host:port/topic (`{device}` stands for the device's id), kafka://host:port/topic (keyed by device),
+    /// or file:PATH to append to.
     #[arg(long, value_name = "TARGET")]
     to: Target,
 }

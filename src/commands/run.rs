@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fieldstream_pipelines::{BuildOptions, Plan, build};
+use fieldstream_pipelines::{BuildOptions, Plan, build, digest};
 use fieldstream_runtime::clock::SystemClock;
 use fieldstream_runtime::engine::{Engine, EngineOptions};
 use fieldstream_runtime::pipeline::Report;
@@ -53,13 +53,13 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     let mut options = EngineOptions::new(args.node.data_dir.clone());
     options.shards = args.node.shards.unwrap_or(options.shards);
     let engine = Engine::start(options, Arc::new(SystemClock::default())).await.context("the data directory cannot be used")?;
-    let pipelines = plans.into_iter().map(|plan| Watched { plan, status: Arc::default() }).collect();
+    let pipelines = plans.into_iter().map(|plan| Watched { digest: digest(&plan), plan, status: Arc::default() }).collect();
     let node = Arc::new(Node { engine: Arc::new(engine), pipelines });
     open_admin(args.node.admin, finite, &node)?;
     tokio::spawn(say_progress(Arc::clone(&node)));
     let stopped = stop_on_signal();
     let runs = node.pipelines.iter().zip(parts).map(|(pipeline, parts)| {
-        let run = fieldstream_runtime::pipeline::run(&node.engine, parts, "", stopped.clone(), Arc::clone(&pipeline.status));
+        let run = fieldstream_runtime::pipeline::run(&node.engine, parts, &pipeline.digest, stopped.clone(), Arc::clone(&pipeline.status));
         let others = node.pipelines.len() - 1;
         run.inspect_err(move |error| {
             // The process says it at its end; others may run for long until then.

@@ -40,6 +40,13 @@ impl Letter {
         self.text("id").unwrap_or_default()
     }
 
+    /// The device it belongs to: as the record says, else as the payload does.
+    pub(crate) fn device(&self) -> Option<String> {
+        let known = |id: &str| (!id.is_empty()).then(|| id.to_owned());
+        let said = self.text("deviceId").and_then(known);
+        said.or_else(|| known(serde_json::from_slice::<Value>(&self.payload).ok()?.get("deviceId")?.as_str()?))
+    }
+
     /// The payload for a person: the JSON it is, else the text it is, else base64.
     pub(crate) fn shown_payload(&self) -> Value {
         if let Ok(json) = serde_json::from_slice(&self.payload) {
@@ -122,6 +129,17 @@ mod tests {
         assert_eq!(sent(r#"{"redrivenFrom":"x0","a":1}"#), r#"{"redrivenFrom":"x1","a":1}"#);
         assert_eq!(sent(r#"{"value":"#), r#"{"value":"#);
         assert_eq!(sent("[1]"), "[1]");
+    }
+
+    #[test]
+    fn the_device_is_the_record_s_or_else_the_payload_s() {
+        let mut letter = letter(br#"{"deviceId":"p","value":1}"#);
+        assert_eq!(letter.device().as_deref(), Some("p"));
+        letter.record.insert("deviceId".to_owned(), Value::from("r"));
+        assert_eq!(letter.device().as_deref(), Some("r"));
+        letter.record.remove("deviceId");
+        letter.payload.truncate(5);
+        assert_eq!(letter.device(), None);
     }
 
     #[test]

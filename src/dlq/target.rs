@@ -1,4 +1,4 @@
-//! Where dead letters are sent again: an MQTT topic, or a file of lines.
+//! Where dead letters are sent again: an MQTT topic, a Kafka topic, or a file of lines.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -6,6 +6,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+#[cfg(feature = "kafka")]
+use fieldstream_connectors::kafka::resend::{LARGEST, Record, Resend};
 use rumqttc::{Client, Connection, Event, MqttOptions, Packet, QoS};
 
 use super::letter::Letter;
@@ -21,6 +23,9 @@ const MAX_PACKET: usize = 268_435_455;
 pub(crate) enum Target {
     /// `mqtt://host:port/topic`; `{device}` in the topic stands for the letter's device.
     Mqtt { host: String, port: u16, topic: String },
+    /// `kafka://host:port/topic`, several brokers separated by commas.
+    #[cfg(feature = "kafka")]
+    Kafka { brokers: String, topic: String },
     /// `file:PATH`: appended, one payload a line.
     File(String),
 }
@@ -32,7 +37,11 @@ impl FromStr for Target {
         if let Some(path) = text.strip_prefix("file:") {
             return if path.is_empty() { Err("file: needs a path".to_owned()) } else { Ok(Self::File(path.to_owned())) };
         }
-        let wrong = || format!("`{text}` is no target: write mqtt://host:port/topic or file:PATH");
+        #[cfg(feature = "kafka")]
+        if let Some(rest) = text.strip_prefix("kafka://") {
+            return kafka_target(rest).ok_or_else(|| format!("`{text}` is no target: write kafka://host:port/topic"));
+        }
+        let wrong = || format!("`{text}` is no target: write mqtt://host:port/topic, kafka://host:port/topic or file:PATH");
         let (address, topic) = text.strip_prefix("mqtt://").and_then(|rest| rest.split_once('/')).ok_or_else(wrong)?;
         let bracketed = address.ends_with(']');
         let (host, port) = match address.rsplit_once(':').filter(|_| !bracketed) {
@@ -47,14 +56,40 @@ impl FromStr for Target {
     }
 }
 
+/// `host:port,host:port/topic`; 9092 where no port is given.
+#[cfg(feature = "kafka")]
+fn kafka_target(rest: &str) -> Option<Target> {
+    let (brokers, topic) = rest.split_once('/')?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if topic.is_empty() || !topic.chars().all(legal) {
+        return None;
+    }
+    let with_port = |broker: &str| {
+        let (host, port) = broker.rsplit_once(':').filter(|_| !broker.ends_with(']')).unwrap_or((broker, "9092"));
+        let good = !host.is_empty() && !host.contains('@') && port.parse::<u16>().is_ok();
+        good.then(|| format!("{host}:{port}"))
+    };
+    let brokers = brokers.split(',').map(with_port).collect::<Option<Vec<_>>>()?.join(",");
+    Some(Target::Kafka { brokers, topic: topic.to_owned() })
+}
+
 /// An open target.
 pub(crate) enum Outlet {
-    Mqtt { client: Client, connection: Box<Connection>, topic: String },
-    File { file: File, path: String },
+    Mqtt {
+        client: Client,
+        connection: Box<Connection>,
+        topic: String,
+    },
+    #[cfg(feature = "kafka")]
+    Kafka(Resend),
+    File {
+        file: File,
+        path: String,
+    },
 }
 
 impl Outlet {
-    /// Opens `target`; `name` becomes the MQTT client id.
+    /// Opens `target`; `name` becomes the client id.
     ///
     /// # Errors
     /// If it cannot be used.
@@ -66,6 +101,8 @@ impl Outlet {
                 let (client, connection) = Client::new(options, usize::from(in_flight) + 2);
                 Ok(Self::Mqtt { client, connection: Box::new(connection), topic: topic.clone() })
             }
+            #[cfg(feature = "kafka")]
+            Target::Kafka { brokers, topic } => Ok(Self::Kafka(Resend::open(brokers, topic, name)?)),
             Target::File(path) => {
                 let file = OpenOptions::new().append(true).create(true).open(path).with_context(|| format!("cannot write {path}"))?;
                 Ok(Self::File { file, path: path.clone() })
@@ -77,6 +114,8 @@ impl Outlet {
     pub(crate) fn refuses(&self, letter: &Letter) -> Option<String> {
         match self {
             Self::Mqtt { topic, .. } => topic_of(topic, letter).err(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => record_of(letter).err(),
             Self::File { .. } => {
                 let broken = letter.redriven_payload().contains(&b'\n');
                 broken.then(|| "its payload has several lines and would not be one in a file".to_owned())
@@ -93,6 +132,11 @@ impl Outlet {
             Self::File { file, path } => {
                 let lines: Vec<u8> = letters.iter().flat_map(|letter| [letter.redriven_payload(), b"\n".to_vec()].concat()).collect();
                 file.write_all(&lines).and_then(|()| file.sync_all()).with_context(|| format!("cannot write {path}"))
+            }
+            #[cfg(feature = "kafka")]
+            Self::Kafka(resend) => {
+                let records: Result<Vec<Record>, String> = letters.iter().map(record_of).collect();
+                Ok(resend.send(&records.map_err(|why| anyhow!(why))?)?)
             }
             Self::Mqtt { client, connection, topic } => {
                 for letter in letters {
@@ -128,12 +172,23 @@ fn acknowledged(connection: &mut Connection, count: usize) -> Result<()> {
     Ok(())
 }
 
+/// The record that `letter` becomes, keyed by its device: all readings of a device are in one partition.
+#[cfg(feature = "kafka")]
+fn record_of(letter: &Letter) -> Result<Record, String> {
+    let Some(key) = letter.device() else { return Err("its device is not known, and a Kafka record needs it as key".to_owned()) };
+    let payload = letter.redriven_payload();
+    if payload.len() + key.len() > LARGEST {
+        return Err(format!("its {} bytes are more than a Kafka broker takes", payload.len()));
+    }
+    Ok(Record { key, payload, redriven_from: letter.id().to_owned() })
+}
+
 fn topic_of(template: &str, letter: &Letter) -> Result<String, String> {
     if !template.contains("{device}") {
         return Ok(template.to_owned());
     }
-    match letter.text("deviceId") {
-        Some(device) if !device.is_empty() && !device.contains(['+', '#', '/', '\0']) => Ok(template.replace("{device}", device)),
+    match letter.device() {
+        Some(device) if !device.contains(['+', '#', '/', '\0']) => Ok(template.replace("{device}", &device)),
         Some(device) => Err(format!("`{device}` cannot be a level of a topic")),
         None => Err("its device is not known, and the topic needs it".to_owned()),
     }
@@ -149,8 +204,24 @@ mod tests {
         assert_eq!("mqtt://broker/devices/{device}/telemetry".parse(), mqtt("broker", 1883, "devices/{device}/telemetry"));
         assert_eq!("mqtt://[::1]:1884/a".parse(), mqtt("::1", 1884, "a"));
         assert_eq!("mqtt://[::1]/a".parse(), mqtt("::1", 1883, "a"));
+        let kafka = |brokers: &str| Ok(Target::Kafka { brokers: brokers.to_owned(), topic: "readings.v1".to_owned() });
+        assert_eq!("kafka://a:1,b/readings.v1".parse(), kafka("a:1,b:9092"));
+        assert_eq!("kafka://[::1]/readings.v1".parse(), kafka("[::1]:9092"));
         assert_eq!("file:out.ndjson".parse(), Ok(Target::File("out.ndjson".to_owned())));
-        for wrong in ["mqtt://broker", "mqtt:///a", "mqtt://b:x/a", "mqtt://b/a/+", "mqtt://u:p@b/a", "kafka://b/t", "file:", ""] {
+        for wrong in [
+            "mqtt://broker",
+            "mqtt:///a",
+            "mqtt://b:x/a",
+            "mqtt://b/a/+",
+            "mqtt://u:p@b/a",
+            "kafka://b",
+            "kafka:///t",
+            "kafka://b:x/t",
+            "kafka://b/t t",
+            "kafka://u@b/t",
+            "file:",
+            "",
+        ] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }

@@ -100,6 +100,16 @@ impl Rig {
         reading.to_string().into_bytes()
     }
 
+    /// Sends the dead letters of readings out of range again. Gives what it says.
+    fn redrive(&self) -> String {
+        let target = format!("kafka://{}/{}", self.brokers, self.topic("readings"));
+        let mut command = fieldstream();
+        command.args(["dlq", "redrive", "dead-letters.ndjson", "--code", "range", "--to", &target]).current_dir(self.dir.path());
+        let output = command.output().expect("the binary runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
     fn produced(&self) -> u64 {
         (self.good.len() + self.malformed.len() + self.refused.len()) as u64
     }
@@ -242,4 +252,41 @@ fn a_database_that_goes_away_in_mid_run_holds_the_marks_back() {
         rig.check(&mut node);
     }
     node.stop();
+}
+
+#[test]
+fn dead_letters_are_redriven_to_a_topic_once() {
+    let _services = services::shared();
+    let Some(mut rig) = Rig::new() else { return };
+    let text = std::fs::read_to_string(&rig.pipeline).expect("the pipeline is there");
+    let (rest, _) = text.split_once("dead_letter:").expect("the example has a dead letter");
+    let text = format!("{rest}dead_letter: {{ file: {{ path: dead-letters.ndjson }} }}\n");
+    std::fs::write(&rig.pipeline, &text).expect("the pipeline is written");
+    rig.produce(0, 60);
+    let mut node = rig.node();
+    node.until_settled(rig.produced());
+    rig.check_rows();
+    node.stop();
+
+    // The limit was wrong: what it refused is sent again to the corrected pipeline.
+    assert!(text.contains("max: 1000000 }"));
+    std::fs::write(&rig.pipeline, text.replace("max: 1000000 }", "max: 3000000 }")).expect("the pipeline is written");
+    let refused = rig.refused.len();
+    assert_eq!(rig.redrive(), format!("{refused} sent again, 0 had been before, 0 cannot be sent there\n"));
+    assert_eq!(rig.redrive(), format!("0 sent again, {refused} had been before, 0 cannot be sent there\n"));
+    let all = rig.produced() + refused as u64;
+    rig.good.extend(rig.refused.iter().map(|id| format!("{}|{id}|2000000", id.split('-').next().unwrap_or_default())));
+    let mut node = rig.node();
+    node.until_settled(all);
+    rig.check_rows();
+    let account = node.stop();
+    assert_eq!(account["ledger"]["settled"], rig.good.len() as u64, "{account}");
+    let mut redriven = 0;
+    for (key, payload) in topics::read(&rig.brokers, &rig.topic("readings")) {
+        // What is malformed was not sent again.
+        let Ok(reading) = serde_json::from_slice::<Value>(&payload) else { continue };
+        redriven += usize::from(reading.get("redrivenFrom").is_some());
+        assert_eq!(reading["deviceId"], key.as_str(), "{reading}");
+    }
+    assert_eq!(redriven, refused);
 }

@@ -4,6 +4,7 @@
 mod fleet;
 mod golden;
 mod kafka_alerts;
+mod metrics;
 mod mqtt_postgres;
 mod node;
 mod oracle;

@@ -1,6 +1,7 @@
-//! The `file` sink: newline-delimited JSON, exactly once.
+//! The `file` sink: newline-delimited JSON or CSV, exactly once.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -8,22 +9,23 @@ use fieldstream_engine_api::{
     Built, Committed, ConfigError, ConnectContext, Generation, Guarantee, PartitionKey, Sink, SinkBatch, SinkError, SinkInput, SinkKind,
 };
 use fieldstream_schemas::columns::{TS, time_type};
-use fieldstream_schemas::encode::json::JsonWriter;
+use fieldstream_schemas::encode::{CsvWriter, JsonWriter};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 use super::template::Template;
-use super::writer::Writer;
+use super::writer::{Encoder, Writer};
 use crate::options;
 
 /// The catalogue line of the `file` sink.
 pub const KIND: SinkKind = SinkKind {
     name: "file",
-    about: "Newline-delimited JSON files, by event time if wanted. Exactly once.",
+    about: "Files of newline-delimited JSON or CSV, by event time if wanted. Exactly once.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value, inputs| read_options(value, inputs).map(|_| Guarantee::ExactlyOnce),
+    place: |value| options::parse::<Options>(value).ok().map(|o| PathBuf::from(o.path)),
     build,
 };
 
@@ -35,7 +37,6 @@ struct Options {
     path: String,
     /// How rows are written.
     #[serde(default)]
-    #[allow(dead_code)] // one value so far; the field makes the format visible in YAML
     format: Format,
 }
 
@@ -45,18 +46,33 @@ enum Format {
     /// One JSON object a line.
     #[default]
     Ndjson,
+    /// Records with a header at the top of each file, for rows of one schema. Null and empty text are empty fields.
+    Csv,
 }
 
-fn read_options(value: &Value, inputs: &[SinkInput]) -> Built<Template> {
+/// Checked options.
+#[derive(Debug)]
+struct Plan {
+    template: Template,
+    format: Format,
+}
+
+fn read_options(value: &Value, inputs: &[SinkInput]) -> Built<Plan> {
     let options: Options = options::parse(value)?;
     let template = Template::parse(&options.path).map_err(|message| vec![ConfigError::new("/path", message)])?;
+    if let (Format::Csv, Some(first)) = (options.format, inputs.first())
+        && let Some(other) = inputs.iter().find(|i| i.edge.schema.fields() != first.edge.schema.fields())
+    {
+        let message = format!("`{}` and `{}` have different columns, but a CSV file has one header", first.name, other.name);
+        return Err(vec![ConfigError::new("/format", message).hint("give each its own file sink, or write ndjson")]);
+    }
     let timeless = |input: &&SinkInput| input.edge.schema.field_with_name(TS).map_or(true, |f| *f.data_type() != time_type());
     match inputs.iter().find(timeless) {
         Some(input) if template.dated() => {
             let error = ConfigError::new("/path", format!("takes the event time, but `{}` has no column `{TS}`", input.name));
             Err(vec![error.hint("write a path without %Y, %m, %d and %H")])
         }
-        _ => Ok(template),
+        _ => Ok(Plan { template, format: options.format }),
     }
 }
 
@@ -70,11 +86,21 @@ struct FileSink {
 }
 
 impl FileSink {
-    fn new(template: Template, inputs: &[SinkInput], context: &ConnectContext) -> Self {
+    fn new(plan: Plan, inputs: &[SinkInput], context: &ConnectContext) -> Self {
+        let encoder = |input: &SinkInput| match plan.format {
+            Format::Ndjson => Encoder::Json(JsonWriter::new(&input.edge.schema)),
+            Format::Csv => Encoder::Csv(CsvWriter::new(&input.edge.schema)),
+        };
+        let encoders: Vec<Encoder> = inputs.iter().map(encoder).collect();
+        let header = match encoders.first() {
+            Some(Encoder::Csv(csv)) => csv.header(),
+            _ => Vec::new(),
+        };
         let writer = Writer {
             sink: context.node.to_string(),
-            template,
-            encoders: inputs.iter().map(|input| JsonWriter::new(&input.edge.schema)).collect(),
+            template: plan.template,
+            encoders,
+            header,
             fresh: !context.resume,
             owned: BTreeMap::new(),
         };

@@ -26,10 +26,14 @@ fn input() -> SinkInput {
 }
 
 fn sink(dir: &TempDir, path: &str, resume: bool) -> FileSink {
+    sink_of(dir, path, resume, "ndjson")
+}
+
+fn sink_of(dir: &TempDir, path: &str, resume: bool, format: &str) -> FileSink {
     let inputs = [input()];
     let path = dir.path().join(path).display().to_string();
     let context = ConnectContext { pipeline: "p".into(), node: "out".into(), data_dir: dir.path().join("data"), resume };
-    FileSink::new(read_options(&json!({ "path": path }), &inputs).expect("options"), &inputs, &context)
+    FileSink::new(read_options(&json!({ "path": path, "format": format }), &inputs).expect("options"), &inputs, &context)
 }
 
 fn key(partition: u32) -> PartitionKey {
@@ -166,4 +170,39 @@ fn a_dated_path_needs_a_time_column() {
     let errors = read_options(&json!({ "path": "%Y.ndjson" }), std::slice::from_ref(&input)).expect_err("no ts");
     assert!(errors[0].to_string().contains("no column `ts`"), "{}", errors[0]);
     assert!(read_options(&json!({ "path": "all.ndjson", "format": "ndjson" }), &[input]).is_ok());
+}
+
+#[tokio::test]
+async fn csv_files_have_one_header_whatever_happens() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = |file: &str| fs::read_to_string(dir.path().join(file)).expect("file");
+    let mut first = sink_of(&dir, "out.csv", false, "csv");
+    assert_eq!(first.open(&key(0), Generation(1)).await.expect("open"), None);
+    assert_eq!(text("out.csv"), "timestamp,value\n", "a table without rows");
+    assert_eq!(first.open(&key(1), Generation(1)).await.expect("open"), None);
+    first.commit(&[batch(0, &[(0, 1.5), (1, f64::NAN)], 2), batch(1, &[(0, 3.0)], 1)]).await.expect("committed");
+    let committed = "timestamp,value\n1970-01-01T00:00:00.000Z,1.5\n1970-01-02T00:00:00.000Z,\n1970-01-01T00:00:00.000Z,3.0\n";
+    assert_eq!(text("out.csv"), committed);
+
+    // A crash in the middle of a write: what was not committed is cut, and the header is not written again.
+    fs::write(dir.path().join("out.csv"), format!("{committed}1970-01")).expect("a torn tail");
+    let mut second = sink_of(&dir, "out.csv", true, "csv");
+    let known = second.open(&key(0), Generation(2)).await.expect("open").expect("a mark");
+    assert_eq!((known.mark, known.delivered), (mark(2), 2));
+    second.commit(&[batch(0, &[(3, 4.0)], 3)]).await.expect("committed");
+    assert_eq!(text("out.csv"), format!("{committed}1970-01-04T00:00:00.000Z,4.0\n"));
+
+    let mut dated = sink_of(&dir, "by/%d.csv", false, "csv");
+    dated.open(&key(0), Generation(1)).await.expect("open");
+    dated.commit(&[batch(0, &[(0, 1.0), (1, 2.0), (0, 3.0)], 3)]).await.expect("committed");
+    dated.commit(&[batch(0, &[(1, 4.0)], 4)]).await.expect("committed");
+    assert_eq!(text("by/01.csv"), "timestamp,value\n1970-01-01T00:00:00.000Z,1.0\n1970-01-01T00:00:00.000Z,3.0\n");
+    assert_eq!(text("by/02.csv"), "timestamp,value\n1970-01-02T00:00:00.000Z,2.0\n1970-01-02T00:00:00.000Z,4.0\n");
+}
+
+#[test]
+fn a_csv_file_has_one_schema() {
+    let other = SinkInput { name: "late".into(), edge: Edge { schema: Arc::new(Schema::empty()), key: Space::Device } };
+    let errors = read_options(&json!({ "path": "out.csv", "format": "csv" }), &[input(), other]).map(|_| ()).expect_err("two schemas");
+    assert!(errors[0].to_string().contains("one header"), "{}", errors[0]);
 }

@@ -4,17 +4,35 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use arrow::array::AsArray as _;
+use arrow::array::{AsArray as _, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
 use fieldstream_engine_api::{Committed, Generation, PartitionKey, SinkBatch, SinkError, SinkRows};
 use fieldstream_schemas::columns::TS;
-use fieldstream_schemas::encode::json::JsonWriter;
+use fieldstream_schemas::encode::{CsvWriter, JsonWriter};
 
 use super::sidecar::{Durable, Entry, Sidecar, lock};
 use super::template::Template;
+
+/// How rows of one input become lines.
+pub(crate) enum Encoder {
+    /// JSON objects.
+    Json(JsonWriter),
+    /// CSV records.
+    Csv(CsvWriter),
+}
+
+impl Encoder {
+    fn write(&self, rows: &RecordBatch, range: Range<usize>, out: &mut Vec<u8>) {
+        match self {
+            Self::Json(json) => json.write_rows(&rows.slice(range.start, range.len()), out),
+            Self::Csv(csv) => csv.write_rows(rows, range, out),
+        }
+    }
+}
 
 /// Writes rows and marks of one sink.
 pub(crate) struct Writer {
@@ -23,7 +41,9 @@ pub(crate) struct Writer {
     /// Where rows go.
     pub(crate) template: Template,
     /// One per input.
-    pub(crate) encoders: Vec<JsonWriter>,
+    pub(crate) encoders: Vec<Encoder>,
+    /// What stands at the top of every file.
+    pub(crate) header: Vec<u8>,
     /// True until an earlier run's files and marks have been removed.
     pub(crate) fresh: bool,
     /// What this process owns, and what it last told of it.
@@ -71,6 +91,10 @@ impl Writer {
         for (file, length) in &mut sidecar.files {
             cut_tail(file, length)?;
         }
+        if !self.template.dated() && !self.header.is_empty() {
+            // A table without rows still has columns.
+            append(&mut sidecar, &path, &BTreeMap::from([(self.template.file(None), Vec::new())]), &self.header)?;
+        }
         let durable = match sidecar.entry_mut(&self.sink, key) {
             Some(entry) if entry.generation > generation => {
                 return Err(SinkError::Fenced { partition: key.clone(), owner: entry.generation });
@@ -112,7 +136,7 @@ impl Writer {
             };
             done.push((batch.partition.clone(), durable));
         }
-        append(&mut sidecar, &path, &buffers)?;
+        append(&mut sidecar, &path, &buffers, &self.header)?;
         for (key, durable) in &done {
             if let Some(entry) = sidecar.entry_mut(&self.sink, key) {
                 entry.durable = Some(*durable);
@@ -158,12 +182,11 @@ impl Writer {
         let mut row = 0;
         while row < rows.num_rows() {
             let span = self.template.span(time(row));
-            let buffer = buffers.entry(self.template.file(span)).or_default();
+            let from = row;
             while row < rows.num_rows() && self.template.span(time(row)) == span {
-                encoder.write_row(rows, row, buffer);
-                buffer.push(b'\n');
                 row += 1;
             }
+            encoder.write(rows, from..row, buffers.entry(self.template.file(span)).or_default());
         }
         Ok(())
     }
@@ -230,7 +253,8 @@ fn cut_tail(file: &Path, length: &mut u64) -> Result<(), SinkError> {
     Ok(())
 }
 
-fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8>>) -> Result<(), SinkError> {
+/// Appends what `buffers` holds; a file that is empty begins with `header`.
+fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8>>, header: &[u8]) -> Result<(), SinkError> {
     let mut adopted = false;
     for file in buffers.keys() {
         adopted |= adopt(sidecar, file)?;
@@ -243,13 +267,15 @@ fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8
         let length = sidecar.files.entry(file.clone()).or_default();
         cut_tail(file, length)?;
         let handle = touch(file).map_err(|e| retry("open", file, &e))?;
-        handle.write_all_at(bytes, *length).map_err(|e| retry("write", file, &e))?;
+        let top = if *length == 0 { header } else { &[] };
+        handle.write_all_at(top, *length).map_err(|e| retry("write", file, &e))?;
+        handle.write_all_at(bytes, *length + top.len() as u64).map_err(|e| retry("write", file, &e))?;
         // After a failed fsync the kernel may have dropped the pages: nobody knows what is on disk.
         handle.sync_all().map_err(|e| fatal("fsync", file, &e))?;
         if *length == 0 {
             sync_directory(file).map_err(|e| fatal("fsync the directory of", file, &e))?;
         }
-        *length += bytes.len() as u64;
+        *length += (top.len() + bytes.len()) as u64;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ mod log;
 pub mod options;
 mod outbox;
 mod reader;
+pub mod resend;
 mod sink;
 #[cfg(test)]
 mod sink_tests;

@@ -34,6 +34,7 @@ pub const SINK: SinkKind = SinkKind {
     about: "Publishes rows to a Kafka topic, keyed by device; at least once, with deterministic ids",
     schema: || schemars::schema_for!(SinkOptions).to_value(),
     check: |value, inputs| sink_options(value, inputs).map(|_| Guarantee::AtLeastOnce),
+    place: |_| None,
     build,
 };
 
@@ -89,6 +90,7 @@ fn build(value: &Value, inputs: &[SinkInput], context: &ConnectContext) -> Built
         timeout: options.timeout,
         producer: None,
         delivered: BTreeMap::new(),
+        refused: BTreeMap::new(),
     }))
 }
 
@@ -162,6 +164,19 @@ struct KafkaSink {
     writer: RowWriter,
     producer: Option<Arc<ThreadedProducer<Callbacks>>>,
     delivered: BTreeMap<PartitionKey, u64>,
+    /// Rows too large for any record, since this process opened the partition.
+    refused: BTreeMap<PartitionKey, u64>,
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Handed {
+    /// The producer has it.
+    Over,
+    /// It is larger than the producer's `message.max.bytes` and never will be sent.
+    TooLarge,
+    /// The commit has failed.
+    Failed,
 }
 
 impl KafkaSink {
@@ -178,22 +193,31 @@ impl KafkaSink {
         Ok(Arc::clone(self.producer.insert(producer)))
     }
 
-    /// Hands every row to the producer; waits while its queue is full.
-    async fn send(&self, producer: &ThreadedProducer<Callbacks>, batches: &[SinkBatch], deliveries: &Arc<Deliveries>) {
+    /// Hands every row to the producer; waits while its queue is full. Gives the number of rows of each batch that are too large.
+    async fn send(&self, producer: &ThreadedProducer<Callbacks>, batches: &[SinkBatch], deliveries: &Arc<Deliveries>) -> Vec<u64> {
         let mut payload = Vec::new();
-        for batch in batches {
+        let mut too_large = vec![0; batches.len()];
+        for (number, batch) in batches.iter().enumerate() {
             let ids = self.writer.own_ids(&batch.partition);
             for part in &batch.rows {
                 for row in 0..part.batch.len() {
                     payload.clear();
                     let headers = self.writer.write(&ids, part.input, &part.batch, row, &mut payload);
                     let key = text_at(&part.batch.rows, &self.key, row);
-                    if !self.send_one(producer, key.as_deref(), &payload, headers, deliveries).await {
-                        return;
+                    match self.send_one(producer, key.as_deref(), &payload, headers, deliveries).await {
+                        Handed::Over => {}
+                        Handed::TooLarge => {
+                            too_large[number] += 1;
+                            let (position, bytes) = (part.batch.keys.position[row], payload.len());
+                            let partition = &batch.partition;
+                            tracing::error!(%partition, ?position, bytes, key, "{}: a row is larger than `message.max.bytes` and is refused", self.context());
+                        }
+                        Handed::Failed => return too_large,
                     }
                 }
             }
         }
+        too_large
     }
 
     async fn send_one(
@@ -203,7 +227,7 @@ impl KafkaSink {
         payload: &[u8],
         headers: Vec<(&'static str, String)>,
         deliveries: &Arc<Deliveries>,
-    ) -> bool {
+    ) -> Handed {
         let add = |all: OwnedHeaders, (key, value): (&'static str, String)| all.insert(Header { key, value: Some(value.as_str()) });
         let headers = headers.into_iter().fold(OwnedHeaders::new(), add);
         let mut record = BaseRecord::with_opaque_to(&self.topic, Arc::clone(deliveries)).payload(payload).headers(headers);
@@ -211,14 +235,18 @@ impl KafkaSink {
         loop {
             let changed = deliveries.changed.notified();
             deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
-            let Err((error, refused)) = producer.send(record) else { return true };
+            let Err((error, refused)) = producer.send(record) else { return Handed::Over };
             deliveries.settle();
-            if error.rdkafka_error_code() != Some(Code::QueueFull) {
-                deliveries.fail(&error);
-                return false;
-            }
-            if deliveries.failure().is_some() {
-                return false;
+            match error.rdkafka_error_code() {
+                Some(Code::QueueFull) if deliveries.failure().is_none() => {}
+                // Said by the producer itself, of this record alone. What a broker finds too large is told of a whole batch.
+                Some(Code::MessageSizeTooLarge) => return Handed::TooLarge,
+                code => {
+                    if code != Some(Code::QueueFull) {
+                        deliveries.fail(&error);
+                    }
+                    return Handed::Failed;
+                }
             }
             record = refused;
             // Its own settling may be what it is woken by; then it looks once more, which does no harm.
@@ -253,17 +281,24 @@ impl Sink for KafkaSink {
 
     async fn open(&mut self, partition: &PartitionKey, _generation: Generation) -> Result<Option<Committed>, SinkError> {
         self.delivered.insert(partition.clone(), 0);
+        self.refused.insert(partition.clone(), 0);
         Ok(None)
     }
 
     async fn commit(&mut self, batches: &[SinkBatch]) -> Result<Vec<Committed>, SinkError> {
         let producer = self.producer()?;
         let deliveries = Arc::new(Deliveries::default());
-        self.send(&producer, batches, &deliveries).await;
+        let too_large = self.send(&producer, batches, &deliveries).await;
         let in_time = tokio::time::timeout(self.timeout + GRACE, deliveries.all()).await.is_ok();
         let failure = if in_time { deliveries.failure() } else { Some(Code::OperationTimedOut) };
         let Some(code) = failure else {
-            return Ok(batches.iter().map(|batch| counted(&mut self.delivered, batch)).collect());
+            let commit = |(batch, too_large): (&SinkBatch, u64)| {
+                let committed = counted(&mut self.delivered, batch);
+                let refused = self.refused.entry(batch.partition.clone()).or_default();
+                *refused += too_large;
+                Committed { delivered: committed.delivered.saturating_sub(*refused), refused: *refused, ..committed }
+            };
+            return Ok(batches.iter().zip(too_large).map(commit).collect());
         };
         let complaint = producer.client().context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take();
         // After a fatal error (a gap in the idempotent producer's sequence) only a new producer can go on.

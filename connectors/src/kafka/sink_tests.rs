@@ -143,6 +143,25 @@ async fn a_broker_that_refuses_for_good_is_fatal_and_one_that_is_down_is_tried_a
     assert!(matches!(error, SinkError::Fatal { .. }), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_too_large_for_a_record_is_refused_alone() {
+    let cluster = MockCluster::new(1).expect("a mock cluster");
+    cluster.create_topic("alerts", PARTITIONS, 1).expect("a topic");
+    let brokers = cluster.bootstrap_servers();
+    let mut sink = sink(&json!({ "brokers": [brokers], "topic": "alerts", "properties": { "message.max.bytes": "2000" } })).await;
+    let mut large = batch(0..3);
+    let ids: ArrayRef = Arc::new(StringArray::from(vec!["a0".to_owned(), "x".repeat(3000), "a2".to_owned()]));
+    let rows = &mut large.rows[0].batch;
+    let columns = std::iter::once(ids).chain(rows.rows.columns().iter().skip(1).cloned()).collect();
+    rows.rows = RecordBatch::try_new(rows.rows.schema(), columns).expect("equal lengths");
+    let committed = sink.commit(&[large.clone()]).await.expect("committed");
+    assert_eq!((committed[0].mark, committed[0].delivered, committed[0].refused), (large.complete_to, 2, 1));
+    let committed = sink.commit(&[batch(3..5)]).await.expect("committed");
+    assert_eq!((committed[0].delivered, committed[0].refused), (4, 1), "the count stays");
+    let ids: std::collections::BTreeSet<_> = consume(&brokers, "alerts", 4).iter().filter_map(|m| header(m, "id")).collect();
+    assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["a0", "a2", "a3", "a4"]);
+}
+
 #[test]
 fn wrong_sink_options_are_found() {
     let wrong = json!({ "brokers": ["k:1"], "topic": "t", "key": "site", "timeout": "10ms", "linger": "1s" });

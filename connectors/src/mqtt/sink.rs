@@ -32,6 +32,7 @@ pub const SINK: SinkKind = SinkKind {
     about: "Publishes rows to MQTT topics; at least once, with deterministic ids",
     schema: || schemars::schema_for!(SinkOptions).to_value(),
     check: |value, inputs| sink_options(value, inputs).map(|_| Guarantee::AtLeastOnce),
+    place: |_| None,
     build,
 };
 

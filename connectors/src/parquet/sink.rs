@@ -32,6 +32,7 @@ pub const KIND: SinkKind = SinkKind {
     about: "Directory of Parquet files by input and day, for `fieldstream query` and others. Exactly once.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value, inputs| read_options(value, inputs).map(|_| Guarantee::ExactlyOnce),
+    place: |value| read_options(value, &[]).ok().map(|plan| plan.root),
     build,
 };
 

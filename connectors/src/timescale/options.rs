@@ -39,9 +39,9 @@ pub(crate) struct Options {
     /// Password.
     #[serde(default)]
     password: Option<Secret>,
-    /// Use of TLS, in libpq's words; `prefer` unless the URL says otherwise.
+    /// Use of TLS, in libpq's words; `false` is `disable`, `true` is `require`. `prefer` unless the URL says otherwise.
     #[serde(default)]
-    ssl: Option<Ssl>,
+    ssl: Option<UseSsl>,
     /// File with the certificate authority to trust instead of the public ones.
     #[serde(default)]
     ca: Option<String>,
@@ -109,7 +109,27 @@ pub(crate) enum Mode {
     Plain,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+/// A word of libpq's, or a switch.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "must be disable, prefer, require, verify-ca or verify-full, or false or true")]
+enum UseSsl {
+    Switch(bool),
+    Word(Ssl),
+}
+
+impl UseSsl {
+    fn mode(self) -> PgSslMode {
+        match self {
+            Self::Switch(false) | Self::Word(Ssl::Disable) => PgSslMode::Disable,
+            Self::Word(Ssl::Prefer) => PgSslMode::Prefer,
+            Self::Switch(true) | Self::Word(Ssl::Require) => PgSslMode::Require,
+            Self::Word(Ssl::VerifyCa) => PgSslMode::VerifyCa,
+            Self::Word(Ssl::VerifyFull) => PgSslMode::VerifyFull,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Ssl {
     Disable,
@@ -334,13 +354,7 @@ impl Options {
             server = server.password(password.expose());
         }
         if let Some(ssl) = self.ssl {
-            server = server.ssl_mode(match ssl {
-                Ssl::Disable => PgSslMode::Disable,
-                Ssl::Prefer => PgSslMode::Prefer,
-                Ssl::Require => PgSslMode::Require,
-                Ssl::VerifyCa => PgSslMode::VerifyCa,
-                Ssl::VerifyFull => PgSslMode::VerifyFull,
-            });
+            server = server.ssl_mode(ssl.mode());
         }
         if let Some(ca) = &self.ca {
             server = server.ssl_root_cert(ca);

@@ -31,6 +31,7 @@ pub const KIND: SinkKind = SinkKind {
     about: "TimescaleDB hypertable, or partitioned table of plain PostgreSQL. Exactly once.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value, inputs| options::read(value, inputs).map(|_| Guarantee::ExactlyOnce),
+    place: |_| None,
     build,
 };
 

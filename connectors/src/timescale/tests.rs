@@ -395,6 +395,22 @@ async fn an_unreachable_server_is_a_retry_and_no_error_shows_the_password() {
 }
 
 #[test]
+fn tls_is_switched_by_a_word_or_by_true_and_false() {
+    let mode = |ssl: Value| {
+        let value = json!({ "host": "h", "table": "t", "ssl": ssl });
+        let input = SinkInput { name: "x".into(), edge: Edge { schema: readings_schema(), key: Space::Series } };
+        let read = options::read(&value, &[input]);
+        read.map(|plan| format!("{:?}", plan.server.0.get_ssl_mode())).map_err(|errors| errors[0].to_string())
+    };
+    let cases = [(json!(false), "Disable"), (json!(true), "Require"), (json!("prefer"), "Prefer"), (json!("verify-full"), "VerifyFull")];
+    for (written, wanted) in cases {
+        assert_eq!(mode(written.clone()).as_deref(), Ok(wanted), "{written}");
+    }
+    let error = mode(json!("on")).expect_err("no value");
+    assert!(error.contains("/ssl") && error.contains("false or true"), "{error}");
+}
+
+#[test]
 fn wrong_options_are_all_told() {
     let input = |schema| SinkInput { name: "x".into(), edge: Edge { schema, key: Space::Series } };
     let value = json!({ "url": "postgres:hunter2:nonsense", "table": "Bad Name", "connections": 0 });

@@ -96,6 +96,8 @@ pub struct SinkKind {
     pub schema: fn() -> Value,
     /// Checks options against the inputs at lint; touches nothing outside the process.
     pub check: fn(&Value, &[SinkInput]) -> Built<Guarantee>,
+    /// The path on this machine that checked options give to this sink alone; two sinks would empty each other there.
+    pub place: fn(&Value) -> Option<PathBuf>,
     /// Builds it; connections are made when it is first used.
     pub build: BuildSink,
 }

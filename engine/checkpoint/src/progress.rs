@@ -100,6 +100,8 @@ pub struct Progress {
     due: bool,
     draining: bool,
     drained: bool,
+    /// The newest checkpoint is to be made again even at its own position.
+    stale: bool,
     /// Kept checkpoints, oldest first.
     kept: Vec<(CheckpointId, Mark)>,
 }
@@ -116,7 +118,7 @@ impl Progress {
     #[must_use]
     pub fn new(start: Mark, sinks: Vec<Mark>, kept: Vec<(CheckpointId, Mark)>, keep: usize) -> Self {
         let processed = kept.last().map_or(start, |(_, at)| *at);
-        Self { keep: keep.max(1), processed, sinks, stage: Stage::Idle, due: false, draining: false, drained: false, kept }
+        Self { keep: keep.max(1), processed, sinks, stage: Stage::Idle, due: false, draining: false, drained: false, stale: false, kept }
     }
 
     /// Position of the newest true checkpoint.
@@ -142,6 +144,11 @@ impl Progress {
     #[must_use]
     pub fn in_flight(&self) -> bool {
         self.stage != Stage::Idle
+    }
+
+    /// The newest checkpoint was made under another plan: the next one is due even if no turn comes before it.
+    pub fn renew(&mut self) {
+        self.stale = true;
     }
 
     /// Takes note of `fact` and says what to do now.
@@ -187,6 +194,7 @@ impl Progress {
             return;
         }
         self.stage = Stage::Idle;
+        self.stale = false;
         self.due |= self.draining;
         self.kept.push((id, at));
         if self.kept.len() > self.keep {
@@ -209,7 +217,7 @@ impl Progress {
         if self.stage != Stage::Idle {
             return;
         }
-        let current = self.newest() == Some(self.processed);
+        let current = self.newest() == Some(self.processed) && !self.stale;
         if self.due {
             self.due = false;
             if !current {

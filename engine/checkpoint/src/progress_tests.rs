@@ -60,6 +60,23 @@ fn the_log_is_held_by_the_oldest_checkpoint_kept() {
 }
 
 #[test]
+fn a_renewed_checkpoint_is_made_again_where_it_is() {
+    let mut progress = Progress::new(at(8), vec![at(8)], vec![(id(1), at(8))], 2);
+    run(&mut progress, vec![(Fact::SnapshotDue, vec![])]);
+    progress.renew();
+    run(
+        &mut progress,
+        vec![
+            (Fact::SnapshotDue, vec![Action::TakeSnapshot]),
+            (Fact::SnapshotTaken { at: at(8) }, vec![Action::StoreSnapshot { at: at(8) }]),
+            (Fact::SnapshotStored { at: at(8) }, vec![Action::StoreManifest { at: at(8) }]),
+            (Fact::ManifestStored { id: id(2), at: at(8) }, vec![Action::Acknowledge { offset: 8 }]),
+            (Fact::SnapshotDue, vec![]),
+        ],
+    );
+}
+
+#[test]
 fn a_failed_store_is_tried_again_when_the_next_one_is_due() {
     let mut progress = Progress::new(at(0), vec![at(0)], Vec::new(), 1);
     run(

@@ -365,17 +365,17 @@ impl PartitionStore {
         let mut names = self.names(&lineage).await?;
         let kept = names.split_off(names.len().saturating_sub(keep.max(1)));
         let (Some(oldest), Some(newest)) = (kept.first().copied(), kept.last().copied()) else { return Ok(()) };
+        // Newer than the newest: made by this very owner since the names were listed.
+        let old = |id: CheckpointId| !kept.contains(&id) && (id < newest || id.generation < generation);
         for key in self.objects.list(&self.folder("manifests")).await? {
-            if numbered(&key).is_some_and(|(g, number)| !kept.contains(&CheckpointId { generation: g, number })) {
+            if numbered(&key).is_some_and(|(g, number)| old(CheckpointId { generation: g, number })) {
                 self.objects.delete(&key).await?;
             }
         }
         for key in self.objects.list(&self.folder("snapshots")).await? {
             let folder = Path::from_iter(key.parts().take(5));
             let Some((g, number)) = numbered(&folder) else { continue };
-            let id = CheckpointId { generation: g, number };
-            // Newer than the newest: being written by this very owner.
-            if !kept.contains(&id) && (id < newest || id.generation < generation) {
+            if old(CheckpointId { generation: g, number }) {
                 self.objects.delete(&key).await?;
             }
         }

@@ -61,7 +61,9 @@ impl Coordinator<'_> {
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
+        let mut changed = false;
         if let Some(checkpoint) = &restored.checkpoint {
+            changed = self.note_changes(&checkpoint.data.plan_digest);
             hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
         }
         let start = hosted.complete_to();
@@ -74,7 +76,10 @@ impl Coordinator<'_> {
         hosted.set_replay(decisions);
         hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
         let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
-        let progress = Progress::new(start, sink_marks, restored.kept, self.spec.checkpoint.keep);
+        let mut progress = Progress::new(start, sink_marks, restored.kept, self.spec.checkpoint.keep);
+        if changed {
+            progress.renew();
+        }
         if let Some(oldest) = progress.oldest() {
             self.log.acknowledge(partition, oldest.next_offset).await?;
         }
@@ -110,6 +115,18 @@ impl Coordinator<'_> {
         self.log.seek(partition, start.next_offset).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
+    }
+
+    /// Says once, not for every partition, that the plan is another one than that of the checkpoint.
+    fn note_changes(&self, saved: &str) -> bool {
+        let Some(changes) = crate::digest::changes(saved, &self.outlet.digest) else { return false };
+        if self.status.lock().plan_changes.replace(changes.clone()).is_none() {
+            tracing::warn!(
+                pipeline = %self.spec.name,
+                "the pipeline has changed since its last checkpoint: {changes}. Operators keep the state that was saved under their names; what has changed holds from here on"
+            );
+        }
+        true
     }
 
     async fn open_sinks(&self, key: &PartitionKey, generation: Generation) -> Result<Vec<Option<Committed>>, PipelineError> {
@@ -149,6 +166,7 @@ impl Coordinator<'_> {
             passivated_devices: hosted.passivated_devices(),
             checkpoint: None,
             checkpoint_at_s: None,
+            snapshot_asked: None,
         };
         inner.partitions.insert(key.partition, status);
     }

@@ -34,6 +34,9 @@ impl Coordinator<'_> {
         let (store, generation) = (owned.store.clone(), owned.generation);
         match action {
             Action::TakeSnapshot => {
+                if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
+                    status.snapshot_asked = Some(self.engine.clock.monotonic());
+                }
                 if owned.queue.push(Work::Snapshot) {
                     self.send_token(partition);
                 }
@@ -59,11 +62,12 @@ impl Coordinator<'_> {
             }
             Action::Prune { keep } => {
                 let pipeline = self.spec.name.clone();
-                tokio::spawn(async move {
+                self.prunes.retain(|prune| !prune.is_finished());
+                self.prunes.push(tokio::spawn(async move {
                     if let Err(error) = store.prune(generation, keep).await {
                         tracing::warn!(%pipeline, partition, "old checkpoints could not be deleted: {error}");
                     }
-                });
+                }));
             }
             Action::Acknowledge { offset } => owned.acknowledge = Some(offset),
             Action::Drained => owned.drained = true,
@@ -103,10 +107,7 @@ impl Coordinator<'_> {
     ) -> Result<(), PipelineError> {
         match result {
             Ok(id) => {
-                let now = self.engine.clock.monotonic().as_secs_f64();
-                if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
-                    (status.checkpoint, status.checkpoint_at_s) = (Some(at), Some(now));
-                }
+                self.note_checkpoint(partition, at);
                 self.progress(partition, Fact::ManifestStored { id, at });
             }
             Err(error) => self.store_failed(partition, error)?,
@@ -118,6 +119,17 @@ impl Coordinator<'_> {
             tracing::warn!(pipeline = %self.spec.name, partition, "the log was not told that a checkpoint holds: {error}");
         }
         Ok(())
+    }
+
+    fn note_checkpoint(&self, partition: u32, at: Mark) {
+        let now = self.engine.clock.monotonic();
+        let mut guard = self.status.lock();
+        let inner = &mut *guard;
+        let Some(status) = inner.partitions.get_mut(&partition) else { return };
+        (status.checkpoint, status.checkpoint_at_s) = (Some(at), Some(now.as_secs_f64()));
+        if let Some(asked) = status.snapshot_asked.take() {
+            inner.checkpoints.observe(now.saturating_sub(asked));
+        }
     }
 
     fn store_failed(&mut self, partition: u32, error: StoreError) -> Result<(), PipelineError> {

@@ -42,6 +42,8 @@ struct MemoryLog {
     assigned: bool,
     ended: Vec<u32>,
     poison: Option<u64>,
+    /// Tells the pipeline to stop when this offset is reached, and gives nothing more.
+    stop: Option<(u64, watch::Sender<bool>)>,
 }
 
 #[async_trait]
@@ -56,6 +58,10 @@ impl Log for MemoryLog {
         let Some((partition, from)) = self.next.iter().find(|(p, _)| !self.ended.contains(p)).map(|(p, o)| (*p, *o)) else {
             return std::future::pending().await;
         };
+        if let Some((_, stop)) = self.stop.as_ref().filter(|(at, _)| from >= *at) {
+            stop.send_replace(true);
+            return std::future::pending().await;
+        }
         if from >= PAYLOADS {
             self.ended.push(partition);
             return Ok(LogEvent::EndOfInput { partition, next_offset: PAYLOADS });
@@ -260,7 +266,7 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
         turn: TurnLimits { min_rows: 1, max_wait: Duration::ZERO, max_rows: 8192 },
         max_active_devices: 1 << 20,
     };
-    let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison };
+    let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison, stop: None };
     let sink = MemorySink { service: Arc::clone(service), owned: BTreeMap::new(), dies_at, commits: 0 };
     let dead_letters = DeadLetters::default();
     PipelineParts {
@@ -368,3 +374,6 @@ fn a_row_that_panics_is_the_only_one_taken_out() {
     assert!(report.ledger.balanced, "{:?}", report.ledger);
     assert_eq!(restarts, 2 * u64::from(PARTITIONS), "one restore to step, one to go on, for each partition");
 }
+
+#[path = "stop_tests.rs"]
+mod stop;

@@ -10,6 +10,7 @@ use fieldstream_engine_api::{
 };
 
 use crate::clock::Clock;
+use crate::durations::Durations;
 use crate::ledger::Totals;
 use crate::spec::{GraphSpec, PortRef};
 
@@ -47,8 +48,8 @@ pub struct NodeMeter {
     pub counts: NodeCounts,
     /// Batches handled.
     pub batches: u64,
-    /// Time spent in it, nanoseconds.
-    pub busy_ns: u64,
+    /// Time spent in it, by turn that brought it rows or a tick.
+    pub durations: Durations,
 }
 
 struct SinkNode {
@@ -234,7 +235,9 @@ impl Graph {
             debug_assert!(counts.balanced(), "node {} lost or doubled rows: {counts:?}", node.name);
             node.meter.counts.add(&counts);
             node.meter.batches += input.len() as u64;
-            node.meter.busy_ns += clock.monotonic().saturating_sub(start).as_nanos() as u64;
+            if !input.is_empty() || tick.is_some() {
+                node.meter.durations.observe(clock.monotonic().saturating_sub(start));
+            }
             if node.prefix && !detached {
                 account(node, &counts, &rejected, totals);
             }

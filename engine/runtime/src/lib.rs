@@ -5,6 +5,8 @@ mod checkpointing;
 pub mod clock;
 mod dead_letters;
 pub mod decisions;
+pub mod digest;
+pub mod durations;
 pub mod engine;
 pub mod error;
 pub mod event;

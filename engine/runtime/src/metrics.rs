@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fieldstream_journal::{FSYNC_BOUNDS_US, JournalStats};
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc, Describer};
+use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 
+use crate::durations::{BOUNDS_US, Durations};
 use crate::engine::Engine;
 use crate::ledger::Ledger;
 use crate::status::{PartitionStatus, Status, StatusInner};
@@ -44,8 +46,72 @@ impl Scrape {
         self.registry.register(Box::new(family))
     }
 
+    /// Durations counted elsewhere, in `buckets` that are not cumulative, one for each of `bounds_us` and one for longer ones.
+    fn histogram(&self, name: &str, help: &str, labels: &[&str], bounds_us: &[u64], values: &[Counted<'_>]) -> Result<()> {
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(MetricType::HISTOGRAM);
+        family.set_metric(values.iter().map(|counted| counted.metric(labels, bounds_us)).collect());
+        let labels = labels.iter().map(|l| (*l).to_owned()).collect();
+        let desc = Opts::new(name, help).variable_labels(labels).describe()?;
+        self.registry.register(Box::new(Finished { desc, family }))
+    }
+
     fn collector(&self, collector: impl Collector + 'static) -> Result<()> {
         self.registry.register(Box::new(collector))
+    }
+}
+
+/// Durations of one label set.
+struct Counted<'a> {
+    labels: Vec<String>,
+    buckets: &'a [u64],
+    sum_seconds: f64,
+}
+
+impl Counted<'_> {
+    fn metric(&self, labels: &[&str], bounds_us: &[u64]) -> Metric {
+        let pair = |(name, value): (&&str, &String)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value(value.clone());
+            pair
+        };
+        let mut below = 0;
+        let bucket = |(bound, count): (&u64, &u64)| {
+            below += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound as f64 / 1e6);
+            bucket.set_cumulative_count(below);
+            bucket
+        };
+        let mut histogram = prometheus::proto::Histogram::default();
+        histogram.set_bucket(bounds_us.iter().zip(self.buckets).map(bucket).collect());
+        histogram.set_sample_count(self.buckets.iter().sum());
+        histogram.set_sample_sum(self.sum_seconds);
+        let mut pairs: Vec<LabelPair> = labels.iter().zip(&self.labels).map(pair).collect();
+        // As in the families that the client library makes.
+        pairs.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut metric = Metric::from_label(pairs);
+        metric.set_histogram(histogram);
+        metric
+    }
+}
+
+/// A family that was counted elsewhere.
+struct Finished {
+    desc: Desc,
+    family: MetricFamily,
+}
+
+impl Collector for Finished {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        vec![self.family.clone()]
     }
 }
 
@@ -69,6 +135,17 @@ impl View<'_> {
     fn operators(&self, value: impl Fn(&crate::graph::NodeMeter) -> f64) -> Vec<(Vec<String>, f64)> {
         let operators = self.status.operators.iter().enumerate();
         let total = |number: usize| self.status.partitions.values().filter_map(|p| p.meters.get(number)).map(&value).sum();
+        operators.map(|(number, (name, kind))| (vec![self.name.to_owned(), name.to_string(), (*kind).to_owned()], total(number))).collect()
+    }
+
+    /// How long every operator took, all partitions together.
+    fn durations(&self) -> Vec<(Vec<String>, Durations)> {
+        let total = |number: usize| {
+            let mut total = Durations::default();
+            self.status.partitions.values().filter_map(|p| p.meters.get(number)).for_each(|m| total.add(&m.durations));
+            total
+        };
+        let operators = self.status.operators.iter().enumerate();
         operators.map(|(number, (name, kind))| (vec![self.name.to_owned(), name.to_string(), (*kind).to_owned()], total(number))).collect()
     }
 }
@@ -142,8 +219,17 @@ fn operators(scrape: &Scrape, views: &[View<'_>]) -> Result<()> {
     )?;
     scrape.counter("fieldstream_late_rows_total", "Rows that came after their window had closed.", &labels, rows(|m| m.counts.late))?;
     scrape.counter("fieldstream_component_batches_total", "Batches given to the component.", &labels, rows(|m| m.batches))?;
-    let busy = views.iter().flat_map(|v| v.operators(|m| m.busy_ns as f64 / 1e9));
-    scrape.seconds("fieldstream_operator_busy_seconds_total", "Time spent in the operator.", &labels, busy)
+    let durations: Vec<(Vec<String>, Durations)> = views.iter().flat_map(View::durations).collect();
+    scrape.histogram(
+        "fieldstream_operator_duration_seconds",
+        "Time spent in the operator by a turn that brought it rows or a tick.",
+        &labels,
+        &BOUNDS_US,
+        &durations
+            .iter()
+            .map(|(labels, d)| Counted { labels: labels.clone(), buckets: &d.buckets, sum_seconds: d.sum_seconds() })
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn partitions(scrape: &Scrape, views: &[View<'_>], engine: &Engine) -> Result<()> {
@@ -175,6 +261,17 @@ fn partitions(scrape: &Scrape, views: &[View<'_>], engine: &Engine) -> Result<()
         Some((v.label(), now.as_secs_f64() - oldest))
     });
     scrape.gauge("fieldstream_checkpoint_age_seconds", "Age of the oldest partition's newest checkpoint.", &["pipeline"], age)?;
+    let checkpoints = views.iter().map(|v| {
+        let durations = &v.status.checkpoints;
+        Counted { labels: v.label(), buckets: &durations.buckets, sum_seconds: durations.sum_seconds() }
+    });
+    scrape.histogram(
+        "fieldstream_checkpoint_duration_seconds",
+        "From asking a partition for a snapshot until its manifest is durable, waiting for the sinks included.",
+        &["pipeline"],
+        &BOUNDS_US,
+        &checkpoints.collect::<Vec<_>>(),
+    )?;
     let restarts = views.iter().map(|v| (v.label(), v.status.restarts));
     scrape.counter("fieldstream_restarts_total", "Partitions restored after a panic.", &["pipeline"], restarts)
 }
@@ -213,7 +310,6 @@ fn journal_metrics(scrape: &Scrape, stats: &JournalStats) -> Result<()> {
     scrape.gauge("fieldstream_journal_bytes", "Bytes of the journal on disk.", &[], [(Vec::new(), stats.disk_bytes as f64)])?;
     scrape.counter("fieldstream_journal_written_bytes_total", "Bytes written to the journal.", &[], one(stats.written_bytes))?;
     scrape.counter("fieldstream_journal_rows_total", "Rows made durable in the journal.", &[], one(stats.rows))?;
-    scrape.counter("fieldstream_journal_fsyncs_total", "Group commits.", &[], one(stats.fsyncs))?;
     scrape.counter("fieldstream_journal_refused_total", "Appends refused because the disk budget was reached.", &[], one(stats.refused))?;
     scrape.counter(
         "fieldstream_journal_lost_frames_total",
@@ -221,18 +317,11 @@ fn journal_metrics(scrape: &Scrape, stats: &JournalStats) -> Result<()> {
         &[],
         one(stats.lost),
     )?;
-    scrape.seconds(
-        "fieldstream_journal_fsync_seconds_total",
-        "Time spent in fsync.",
+    scrape.histogram(
+        "fieldstream_journal_fsync_duration_seconds",
+        "Time spent in the fsync of a group commit.",
         &[],
-        [(Vec::new(), stats.fsync_nanos as f64 / 1e9)],
-    )?;
-    let bound = |number: usize| FSYNC_BOUNDS_US.get(number).map_or("+Inf".to_owned(), |us| format!("{}", *us as f64 / 1e6));
-    let buckets = stats.fsync_buckets.iter().enumerate().map(|(number, count)| (vec![bound(number)], *count));
-    scrape.counter(
-        "fieldstream_journal_fsyncs_by_duration_total",
-        "Group commits by upper bound of their fsync's seconds, not cumulative.",
-        &["up_to"],
-        buckets,
+        &FSYNC_BOUNDS_US,
+        &[Counted { labels: Vec::new(), buckets: &stats.fsync_buckets, sum_seconds: stats.fsync_nanos as f64 / 1e9 }],
     )
 }

@@ -68,9 +68,12 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) stepping: BTreeMap<u32, u64>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
+    /// Deletions of old checkpoints under way.
+    pub(crate) prunes: Vec<JoinHandle<()>>,
 }
 
-/// Runs a pipeline to its end, or until it is told to stop.
+/// Runs a pipeline to its end, or until it is told to stop. `digest` has a line `part=hash` for each part of the plan that results
+/// depend on; it goes into checkpoints, and a start from one with another digest says what has changed. Empty: not known.
 ///
 /// # Errors
 /// Why it could not go on. Whatever was acknowledged or marked stays true.
@@ -117,6 +120,7 @@ pub async fn run(
         ends: None,
         stepping: BTreeMap::new(),
         drain_until: None,
+        prunes: Vec::new(),
         spec: Arc::new(spec),
     };
     {
@@ -438,5 +442,8 @@ impl Coordinator<'_> {
             let _ = shard.send(Remove { id: (self.number, *partition) }).await;
         }
         self.sinks.iter().for_each(|sink| sink.task.abort());
+        // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
+        let prunes = futures::future::join_all(std::mem::take(&mut self.prunes));
+        let _ = tokio::time::timeout(self.engine.options.drain_deadline, prunes).await;
     }
 }

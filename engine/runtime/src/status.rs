@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use crate::durations::Durations;
 use crate::engine::Engine;
 use crate::graph::NodeMeter;
 use crate::ledger::{Ledger, SinkTotals, Totals};
@@ -74,6 +75,8 @@ pub struct PartitionStatus {
     pub checkpoint: Option<Mark>,
     /// When it became true, seconds on the monotonic clock.
     pub checkpoint_at_s: Option<f64>,
+    /// When the snapshot that is to become the next one was asked for, on the monotonic clock.
+    pub snapshot_asked: Option<Duration>,
 }
 
 impl PartitionStatus {
@@ -126,6 +129,10 @@ pub struct StatusInner {
     pub operators: Vec<(Arc<str>, &'static str)>,
     /// Turns that panicked and were recovered.
     pub restarts: u64,
+    /// How the plan differs from that of the checkpoint the pipeline started from.
+    pub plan_changes: Option<String>,
+    /// From asking for a snapshot until its manifest was durable.
+    pub checkpoints: Durations,
 }
 
 /// Shared, short-locked view of a running pipeline.
@@ -206,18 +213,18 @@ impl Status {
             for meter in inner.partitions.values().filter_map(|p| p.meters.get(number)) {
                 total.counts.add(&meter.counts);
                 total.batches += meter.batches;
-                total.busy_ns += meter.busy_ns;
+                total.durations.add(&meter.durations);
             }
             let c = total.counts;
             json!({
                 "name": name, "kind": kind, "received": c.received, "forwarded": c.forwarded, "absorbed": c.absorbed, "filtered": c.filtered,
                 "rejected": c.rejected, "late": c.late, "deduplicated": c.deduplicated, "emitted": c.emitted, "batches": total.batches,
-                "busy_s": total.busy_ns as f64 / 1e9,
+                "busy_s": total.durations.sum_seconds(),
             })
         };
         let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.total(), "queued": s.stats.queued.load(Ordering::Relaxed) });
         json!({
-            "state": inner.state, "error": inner.error, "restarts": inner.restarts,
+            "state": inner.state, "error": inner.error, "restarts": inner.restarts, "plan_changes": inner.plan_changes,
             "partitions": inner.partitions.iter().map(partition).collect::<Vec<_>>(),
             "operators": inner.operators.iter().enumerate().map(operator).collect::<Vec<_>>(),
             "sinks": inner.sinks.iter().map(sink).collect::<Vec<_>>(),

@@ -1,7 +1,7 @@
 //! Rows of any schema as JSON objects, one a line.
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 
 use super::reading::push_reading;
 use super::value::{push, push_cell, push_json_text, push_key, text_at};
@@ -32,6 +32,12 @@ pub fn member_name(column: &str) -> &str {
     MEMBER_NAMES.iter().find(|(name, _)| *name == column).map_or(column, |(_, member)| member)
 }
 
+/// What the value of a column is called: binary ones say that they are base64.
+pub(super) fn column_member(field: &Field) -> String {
+    let binary = matches!(field.data_type(), DataType::Binary | DataType::LargeBinary | DataType::BinaryView);
+    format!("{}{}", member_name(field.name()), if binary { "_base64" } else { "" })
+}
+
 #[derive(Clone, Debug)]
 struct Member {
     /// `"name":`
@@ -54,8 +60,7 @@ impl JsonWriter {
     #[must_use]
     pub fn new(schema: &SchemaRef) -> Self {
         let members = schema.fields().iter().map(|field| {
-            let binary = matches!(field.data_type(), DataType::Binary | DataType::LargeBinary | DataType::BinaryView);
-            let name = format!("{}{}", member_name(field.name()), if binary { "_base64" } else { "" });
+            let name = column_member(field);
             let mut key = Vec::with_capacity(name.len() + 3);
             push(&name, &mut key);
             key.push(b':');

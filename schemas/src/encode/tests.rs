@@ -207,3 +207,46 @@ proptest! {
         prop_assert_eq!(ipc::from_stream(ipc::to_stream(&first.rows).unwrap()).unwrap(), vec![second.rows]);
     }
 }
+
+#[test]
+fn rows_are_csv_records_under_a_header() {
+    let columns: Vec<(&str, ArrayRef, bool)> = vec![
+        ("device_id", names(&[Some("a"), Some("b, \"c\"")]), true),
+        ("ts", Arc::new(TimestampMicrosecondArray::from(vec![0, 1_795_428_000_123_000]).with_timezone("UTC")), true),
+        ("value", Arc::new(Float64Array::from(vec![Some(0.1), Some(f64::NAN)])), true),
+        ("n", Arc::new(Int64Array::from(vec![None, Some(-7)])), true),
+        ("note", Arc::new(StringArray::from(vec!["two\nlines", "\"quoted\""])), true),
+        ("payload", Arc::new(arrow::array::BinaryArray::from(vec![&b"raw"[..], b""])), true),
+    ];
+    let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
+    let writer = CsvWriter::new(&batch.schema());
+    let mut out = writer.header();
+    writer.write_rows(&batch, 0..2, &mut out);
+    expect![[r#"
+        deviceId,timestamp,value,n,note,payload_base64
+        a,1970-01-01T00:00:00.000Z,0.1,,"two
+        lines",cmF3
+        "b, ""c""",2026-11-23T10:00:00.123Z,,-7,"""quoted""",
+    "#]]
+    .assert_eq(&String::from_utf8(out).unwrap());
+}
+
+#[test]
+fn readings_written_as_csv_are_read_again() {
+    let written = [
+        r#"{"deviceId":"a","sensorId":"t","sensorType":"temperature","timestamp":"2026-11-23T10:00:00.123Z","value":20.25,"unit":"Cel"}"#,
+        r#"{"deviceId":"b,\"x\"","sensorId":"p","timestamp":"1969-12-31T23:59:59.999Z","value":-1e-300}"#,
+    ];
+    let json = decode(&DecodeConfig::default(), written.join("\n").as_bytes(), Some(0)).rows;
+    let writer = CsvWriter::new(&json.schema());
+    let mut text = writer.header();
+    writer.write_rows(&json, 0..json.num_rows(), &mut text);
+    let csv = decode(&DecodeConfig { format: Format::Csv, ..DecodeConfig::default() }, &text, Some(0)).rows;
+    for name in ["device_id", "sensor_id", "sensor_type", "ts", "value", "unit"] {
+        let column = |batch: &RecordBatch| {
+            let column = batch.column_by_name(name).unwrap();
+            (0..batch.num_rows()).map(|row| arrow::util::display::array_value_to_string(column, row).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(column(&csv), column(&json), "{name}");
+    }
+}
