@@ -39,7 +39,7 @@ fn tried() -> Vec<(&'static str, &'static str, Value)> {
         ("quantiles", "window", json!({"tumbling": "10s", "by": "series", "aggregate": {"p": {"quantile": {"of": "value", "q": 0.9}}}})),
         ("threshold", "detect", json!({"threshold": {"above": 24.5}})),
         ("ewma", "detect", json!({"ewma": {"z": 5}})),
-        ("robust", "detect", json!({"robust": {"z": 6}})),
+        ("robust", "detect", json!({"robust": {"k": 6}})),
         ("cusum", "detect", json!({"cusum": {}})),
         ("rate", "detect", json!({"rate": {"max_per_second": 8}})),
         ("flatline", "detect", json!({"flatline": {"for": "60s"}})),

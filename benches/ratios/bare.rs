@@ -3,10 +3,7 @@
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
-use fieldstream_engine_api::KeyedBatch;
-
-/// Rows ahead whose state is fetched.
-const AHEAD: usize = 16;
+use fieldstream_engine_api::{AHEAD, KeyedBatch};
 
 /// A bare loop; gives how many rows it would tell of.
 pub(crate) trait Bare {

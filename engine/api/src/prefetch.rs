@@ -1,16 +1,21 @@
 //! A hint to the processor: dense state walked in an order without pattern waits for memory unless it is asked for early.
 
-/// Asks for the cache line of `slice[index]`, if there is such an element. It changes nothing but time.
+/// Rows ahead of the one at work whose state is asked for: about as many as fit into the time a load from memory takes.
+pub const AHEAD: usize = 16;
+
+/// Asks for the cache lines in which `slice[index]` begins and ends, if there is such an element. It changes nothing but time.
 #[inline(always)]
 pub fn prefetch<T>(slice: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(element) = slice.get(index) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: the instruction reads no memory the program can see, faults on no address, and the address is a reference's.
-        // SSE is part of every x86-64 processor.
+        let first: *const i8 = std::ptr::from_ref(element).cast();
+        // SAFETY: the instruction reads nothing the program can see and faults on no address; both lie in the element. SSE is part of
+        // every x86-64 processor.
         #[allow(unsafe_code)]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(element).cast());
+            _mm_prefetch::<_MM_HINT_T0>(first);
+            _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(size_of::<T>().saturating_sub(1)));
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
