@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray, RecordBatch, UInt32Array};
 use arrow::datatypes::UInt32Type;
-use fieldstream_engine_api::{KeyedState, Space, StateError};
+use fieldstream_engine_api::{KeyedState, Space, StateError, prefetch};
 
 /// What one slot holds.
 pub(crate) trait Entry: Copy + Send {
@@ -36,12 +36,30 @@ impl<E: Entry> Dense<E> {
     }
 
     /// The entry of `slot`. The runtime has made room for every slot of a batch before the operator sees it.
+    #[inline]
     pub(crate) fn at(&mut self, slot: u32) -> &mut E {
         let index = slot as usize;
         if index >= self.entries.len() {
-            self.entries.resize(index + 1, E::BLANK);
+            self.make_room(index);
         }
         &mut self.entries[index]
+    }
+
+    /// The entry of `slot`, to look at.
+    pub(crate) fn get(&self, slot: u32) -> E {
+        self.entries.get(slot as usize).copied().unwrap_or(E::BLANK)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, index: usize) {
+        self.entries.resize(index + 1, E::BLANK);
+    }
+
+    /// Asks for the entry of `slot`, which a later row needs.
+    #[inline]
+    pub(crate) fn prefetch(&self, slot: u32) {
+        prefetch(&self.entries, slot as usize);
     }
 }
 

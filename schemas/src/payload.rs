@@ -73,6 +73,40 @@ impl PayloadBlock {
     }
 }
 
+impl PayloadBlock {
+    /// One block with the payloads of all, in order; `None` where some have keys or topics and others not, or it grew beyond 2 GiB.
+    #[must_use]
+    pub fn join(blocks: &[Self]) -> Option<Self> {
+        let size: usize = blocks.iter().map(|block| block.data.len()).sum();
+        i32::try_from(size).ok()?;
+        let first = blocks.first()?;
+        let mut joined = Self {
+            data: Bytes::new(),
+            entries: Vec::with_capacity(blocks.iter().map(|block| block.entries.len()).sum()),
+            keys: first.keys.as_ref().map(|_| Vec::new()),
+            topics: first.topics.as_ref().map(|_| Vec::new()),
+        };
+        let mut data = Vec::with_capacity(size);
+        for block in blocks {
+            let start = data.len() as u32;
+            data.extend_from_slice(&block.data);
+            joined.entries.extend(block.entries.iter().map(|entry| PayloadEntry { start: entry.start + start, ..*entry }));
+            match (&mut joined.keys, &block.keys) {
+                (Some(all), Some(keys)) => all.extend_from_slice(keys),
+                (None, None) => {}
+                _ => return None,
+            }
+            match (&mut joined.topics, &block.topics) {
+                (Some(all), Some(topics)) => all.extend_from_slice(topics),
+                (None, None) => {}
+                _ => return None,
+            }
+        }
+        joined.data = data.into();
+        Some(joined)
+    }
+}
+
 /// Leaves the items from `count` on in `items` and gives those before.
 fn split_front<T>(items: &mut Vec<T>, count: usize) -> Vec<T> {
     let rest = items.split_off(count);

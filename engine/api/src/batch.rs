@@ -1,5 +1,6 @@
 //! The columnar mailbox: a record batch whose rows are addressed to device actors.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, BooleanArray, RecordBatch, UInt32Array};
@@ -38,6 +39,13 @@ impl Keys {
     /// Appends the keys of row `row` of `other`.
     pub fn push_from(&mut self, other: &Self, row: usize) {
         self.push(other.device[row], other.series[row], other.position[row]);
+    }
+
+    /// Appends the keys of a range of rows of `other`.
+    pub fn extend_from(&mut self, other: &Self, rows: Range<usize>) {
+        self.device.extend_from_slice(&other.device[rows.clone()]);
+        self.series.extend_from_slice(&other.series[rows.clone()]);
+        self.position.extend_from_slice(&other.position[rows]);
     }
 
     /// Number of rows.
@@ -104,8 +112,11 @@ impl KeyedBatch {
             return Ok(self.clone());
         }
         let rows = filter_record_batch(&self.rows, mask)?;
-        let selected = (0..mask.len()).filter(|r| mask.is_valid(*r) && mask.value(*r));
-        Ok(Self::new(rows, self.keys.take(selected)))
+        let mut keys = Keys::with_capacity(rows.num_rows());
+        let selected = mask.nulls().map_or_else(|| mask.values().clone(), |nulls| mask.values() & nulls.inner());
+        // Few rows fail, so whole stretches are copied.
+        selected.set_slices().for_each(|(start, end)| keys.extend_from(&self.keys, start..end));
+        Ok(Self::new(rows, keys))
     }
 
     /// The rows whose numbers are given, in that order.
@@ -120,7 +131,9 @@ impl KeyedBatch {
     /// `len` rows from `offset`.
     #[must_use]
     pub fn slice(&self, offset: usize, len: usize) -> Self {
-        Self::new(self.rows.slice(offset, len), self.keys.take(offset..offset + len))
+        let mut keys = Keys::with_capacity(len);
+        keys.extend_from(&self.keys, offset..offset + len);
+        Self::new(self.rows.slice(offset, len), keys)
     }
 
     /// The same keys with other columns.

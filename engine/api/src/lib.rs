@@ -9,6 +9,7 @@ pub mod emitter;
 pub mod identity;
 pub mod log;
 pub mod operator;
+mod prefetch;
 pub mod sink;
 pub mod slots;
 
@@ -20,5 +21,6 @@ pub use fieldstream_schemas::Position;
 pub use identity::{Generation, LogId, Mark, PartitionKey};
 pub use log::{Assignment, Log, LogBatch, LogError, LogEvent, Payloads, ReceiveError, Received, Receiver};
 pub use operator::{BuildContext, Edge, KeyedState, Operator, Output, Space, StateError, Tick, TickTime, WindowTime};
+pub use prefetch::{AHEAD, prefetch};
 pub use sink::{Committed, Guarantee, Sink, SinkBatch, SinkError, SinkRows, Sinks};
 pub use slots::SlotDirectory;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
 use async_trait::async_trait;
 use fieldstream_schemas::{PayloadBlock, Position, Reject};
 
@@ -92,6 +93,58 @@ impl LogBatch {
         };
         let below = below.map(|payloads| Self { payloads, next_offset: offset, source: Arc::clone(&self.source), ..self });
         (below, self)
+    }
+}
+
+impl LogBatch {
+    /// Joins consecutive batches of one partition and source into one turn's worth; those that cannot be joined come back as they are.
+    #[must_use]
+    pub fn join(batches: Vec<Self>) -> Vec<Self> {
+        if batches.len() < 2 {
+            return batches;
+        }
+        let Some(payloads) = Payloads::join(&batches) else { return batches };
+        let append_us = batches.iter().filter_map(|batch| batch.append_us).max();
+        let last = batches.into_iter().next_back();
+        last.map(|last| Self { payloads, append_us, ..last }).into_iter().collect()
+    }
+}
+
+impl Payloads {
+    /// Rows and undecodable payloads; payloads where they are not decoded yet.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Raw(block) => block.entries.len(),
+            Self::Rows { rows, rejects, .. } => rows.num_rows() + rejects.len(),
+        }
+    }
+
+    fn join(batches: &[LogBatch]) -> Option<Self> {
+        let (mut blocks, mut tables) = (Vec::new(), Vec::new());
+        let (mut all_positions, mut all_rejects) = (Vec::new(), Vec::new());
+        for batch in batches {
+            match &batch.payloads {
+                Self::Raw(block) => blocks.push(block.clone()),
+                Self::Rows { rows, positions, rejects, raw } => {
+                    blocks.extend(raw.clone());
+                    tables.push(rows);
+                    all_positions.extend_from_slice(positions);
+                    all_rejects.extend_from_slice(rejects);
+                }
+            }
+        }
+        let some_raw = !blocks.is_empty();
+        if some_raw && blocks.len() < batches.len() {
+            return None;
+        }
+        let Some(first) = tables.first() else { return PayloadBlock::join(&blocks).map(Self::Raw) };
+        if tables.len() < batches.len() {
+            return None;
+        }
+        let rows = concat_batches(&first.schema(), tables.iter().copied()).ok()?;
+        let raw = if some_raw { Some(PayloadBlock::join(&blocks)?) } else { None };
+        Some(Self::Rows { rows, positions: all_positions, rejects: all_rejects, raw })
     }
 }
 

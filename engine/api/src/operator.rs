@@ -99,6 +99,13 @@ pub trait Operator: Send {
         let _ = (tick, devices, slots, out);
     }
 
+    /// True while a later tick of append time may still emit something for the device or change what it will emit. A device for
+    /// which every operator says no is not ticked again before its next row; the end of input reaches it all the same.
+    fn pending(&self, device: u32, slots: &SlotDirectory) -> bool {
+        let _ = (device, slots);
+        false
+    }
+
     /// Codes it may reject with, so that they are shown with a count of zero before the first one; need not be complete.
     fn reject_codes(&self) -> Vec<Arc<str>> {
         Vec::new()

@@ -1,9 +1,12 @@
 //! Checkpoints: saved state and position of a partition, and the protocol that makes them true.
 //!
 //! [`progress`] is the pure protocol. [`store`] keeps claims, checkpoints and decisions in an object store, in which nothing
-//! is ever overwritten: every key is created once, and the key that is created last makes the others true. This room reads
-//! no clock and knows no operator, no connector and no actor. See `docs/adr/0004-delivery-by-marks.md`.
+//! is ever overwritten: every key is created once, and the key that is created last makes the others true. [`cold`] keeps
+//! devices that are not in memory on the local disk, in files that a checkpoint can name. This room reads no clock and knows
+//! no operator, no connector and no actor. See `docs/adr/0004-delivery-by-marks.md`.
 
+pub mod cold;
+mod cold_files;
 pub mod decisions;
 pub mod error;
 pub(crate) mod objects;

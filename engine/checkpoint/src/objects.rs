@@ -5,7 +5,7 @@
 //! whole content or not at all, also after power loss.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +22,9 @@ use crate::StoreError;
 
 /// Folder of temporary files under the root of a local store.
 const TEMPORARY: &str = "tmp";
+
+/// Bytes of a file read at once.
+const READ: usize = 1 << 20;
 
 /// An object store whose keys are created once.
 #[derive(Clone, Debug)]
@@ -80,6 +83,38 @@ impl Objects {
         }
     }
 
+    /// Creates `key` from a file, durably. On the local disk that costs a name and no copy, so `file` must not be written to again.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(crate) async fn create_from(&self, key: &Path, file: &FsPath) -> Result<(), StoreError> {
+        let (root, key, file) = (self.local.clone(), key.clone(), file.to_owned());
+        let context = format!("create {key}");
+        let Some(root) = root else {
+            let read = tokio::task::spawn_blocking(move || fs::read(file)).await.map_err(|e| StoreError::io(context.clone(), e))?;
+            return self.create(&key, read.map_err(|e| StoreError::io(context, e))?.into()).await;
+        };
+        let done = tokio::task::spawn_blocking(move || link_local(&root, &key, &file)).await;
+        done.map_err(|e| StoreError::io(context, e))?
+    }
+
+    /// Puts the content of `key` into `file`, which must not exist, and gives its length and CRC32. `false`: there is no such key.
+    pub(crate) async fn fetch(&self, key: &Path, file: &FsPath) -> Result<Option<(u64, u32)>, StoreError> {
+        let context = format!("read {key}");
+        let Some(root) = self.local.clone() else {
+            let Some(data) = self.get(key).await? else { return Ok(None) };
+            fs::write(file, &data).map_err(|e| StoreError::io(format!("create {}", file.display()), e))?;
+            return Ok(Some((data.len() as u64, crc32fast::hash(&data))));
+        };
+        let (source, file) = (root.join(key.as_ref()), file.to_owned());
+        let done = tokio::task::spawn_blocking(move || match fs::hard_link(&source, &file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !source.exists() => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => checksum(&file).map(Some),
+        });
+        done.await.map_err(|e| StoreError::io(context.clone(), e))?.map_err(|e| StoreError::io(context, e))
+    }
+
     /// The bytes of `key`; `None` when it does not exist.
     pub(crate) async fn get(&self, key: &Path) -> Result<Option<Bytes>, StoreError> {
         match self.store.get(key).await {
@@ -124,15 +159,21 @@ fn flat(folder: &Path) -> String {
 }
 
 fn create_local(root: &FsPath, key: &Path, data: &[u8]) -> Result<(), StoreError> {
-    let target = root.join(key.as_ref());
     let folder = Path::from_iter(key.parts().take(key.parts().count().saturating_sub(1)));
+    let temporary = root.join(TEMPORARY).join(format!("{}~{}", flat(&folder), Uuid::new_v4()));
+    let written = write_synced(&temporary, data).map_err(|e| StoreError::io(format!("create {key}"), e));
+    let linked = written.and_then(|()| link_local(root, key, &temporary));
+    let _ = fs::remove_file(&temporary);
+    linked
+}
+
+/// Gives `file`, which is synced, the name `key` too.
+fn link_local(root: &FsPath, key: &Path, file: &FsPath) -> Result<(), StoreError> {
+    let target = root.join(key.as_ref());
     let context = |what: &str| format!("{what} {}", target.display());
     let parent = target.parent().unwrap_or(root);
     create_folders(root, parent).map_err(|e| StoreError::io(context("create folder of"), e))?;
-    let temporary = root.join(TEMPORARY).join(format!("{}~{}", flat(&folder), Uuid::new_v4()));
-    let written = write_synced(&temporary, data).and_then(|()| fs::hard_link(&temporary, &target));
-    let _ = fs::remove_file(&temporary);
-    match written {
+    match fs::hard_link(file, &target) {
         Ok(()) => File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::io(context("sync folder of"), e)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::Exists(key.to_string())),
         Err(error) => Err(StoreError::io(context("create"), error)),
@@ -143,6 +184,21 @@ fn write_synced(path: &FsPath, data: &[u8]) -> io::Result<()> {
     let mut file = File::create_new(path)?;
     file.write_all(data)?;
     file.sync_all()
+}
+
+/// Length and CRC32 of a file, without holding it in memory.
+fn checksum(file: &FsPath) -> io::Result<(u64, u32)> {
+    let (mut file, mut hasher, mut buffer) = (File::open(file)?, crc32fast::Hasher::new(), vec![0; READ]);
+    let mut length = 0;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((length, hasher.finalize())),
+            read => {
+                hasher.update(&buffer[..read]);
+                length += read as u64;
+            }
+        }
+    }
 }
 
 /// Makes `folder` and what is missing above it, each entry durable in its parent.

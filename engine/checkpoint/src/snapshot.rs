@@ -14,6 +14,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
+use crate::cold::ColdSegment;
 
 /// Name of a checkpoint of one partition. A later one is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -66,6 +67,10 @@ pub struct CheckpointData {
     pub tables: Vec<Table>,
     /// Operator states, in any order; a large state may come as several tables.
     pub states: Vec<StateTable>,
+    /// Files of the cold store, oldest first: state of devices that are not among the tables.
+    pub cold: Vec<ColdSegment>,
+    /// Devices whose state is in the cold store only.
+    pub absent: u64,
     /// Small things: clocks, ledger totals, tick numbers.
     pub extras: serde_json::Value,
 }
@@ -106,7 +111,20 @@ pub(crate) struct Manifest {
     pub(crate) at: Mark,
     pub(crate) plan_digest: String,
     pub(crate) files: Vec<FileEntry>,
+    #[serde(default)]
+    pub(crate) cold: Vec<ColdEntry>,
+    #[serde(default)]
+    pub(crate) absent: u64,
     pub(crate) extras: serde_json::Value,
+}
+
+/// One file of the cold store; several checkpoints may name it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ColdEntry {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) rows: u64,
+    pub(crate) crc32: u32,
 }
 
 /// One file of a checkpoint.
@@ -162,6 +180,8 @@ impl CheckpointData {
             plan_digest: manifest.plan_digest.clone(),
             tables: Vec::new(),
             states: Vec::new(),
+            cold: Vec::new(),
+            absent: manifest.absent,
             extras: manifest.extras.clone(),
         }
     }

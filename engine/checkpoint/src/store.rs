@@ -9,6 +9,7 @@
 //! | `adoptions/<p>/<generation>` | what the owner took over, see [`crate::decisions`] |
 //! | `decisions/<p>/<generation>-<number>` | decisions |
 //! | `snapshots/<p>/<generation>-<number>/<file>` | tables of a checkpoint |
+//! | `cold/<p>/<generation>-<number>.arrow` | state of passivated devices, shared by checkpoints |
 //! | `manifests/<p>/<generation>-<number>` | the checkpoint is true |
 //!
 //! Take-over: [`PartitionStore::claim`], fence all sinks and read their marks, [`PartitionStore::latest`],
@@ -99,17 +100,17 @@ pub struct Restored {
 /// The store of one partition.
 #[derive(Clone, Debug)]
 pub struct PartitionStore {
-    objects: Objects,
+    pub(crate) objects: Objects,
     key: PartitionKey,
-    tail: [String; 3],
+    pub(crate) tail: [String; 3],
 }
 
 impl PartitionStore {
-    fn folder(&self, kind: &str) -> Path {
+    pub(crate) fn folder(&self, kind: &str) -> Path {
         Path::from_iter(std::iter::once(kind).chain(self.tail.iter().map(String::as_str)))
     }
 
-    fn at(&self, kind: &str, name: &str) -> Path {
+    pub(crate) fn at(&self, kind: &str, name: &str) -> Path {
         self.folder(kind).join(name)
     }
 
@@ -198,15 +199,16 @@ impl PartitionStore {
             .collect())
     }
 
-    /// Loads and verifies the newest checkpoint. A damaged one is passed over for the one before it, with a note.
+    /// Loads and verifies the newest checkpoint. A damaged one is passed over for the one before it, with a note. Its cold files
+    /// are put into `cold`; without a folder they are left where they are.
     ///
     /// # Errors
     /// If the store fails, or there are checkpoints and none can be read.
-    pub async fn latest(&self) -> Result<Restored, StoreError> {
+    pub async fn latest(&self, cold: Option<&FsPath>) -> Result<Restored, StoreError> {
         let names = self.names(&self.lineage().await?).await?;
         let mut notes = Vec::new();
         for (index, id) in names.iter().enumerate().rev() {
-            match self.load(*id).await {
+            match self.load(*id, cold).await {
                 Ok(data) => {
                     let mut kept = self.positions(&names[..index]).await;
                     kept.push((*id, data.at));
@@ -242,7 +244,7 @@ impl PartitionStore {
         if manifest.id == id { Ok(manifest) } else { Err(StoreError::damaged(&key, format!("it is the manifest of {}", manifest.id))) }
     }
 
-    async fn load(&self, id: CheckpointId) -> Result<CheckpointData, StoreError> {
+    async fn load(&self, id: CheckpointId, cold: Option<&FsPath>) -> Result<CheckpointData, StoreError> {
         let manifest = self.manifest(id).await?;
         let mut data = CheckpointData::of(&manifest);
         let folder = self.at("snapshots", &id.to_string());
@@ -250,6 +252,9 @@ impl PartitionStore {
             let key = folder.clone().join(entry.name.as_str());
             let bytes = self.objects.get(&key).await?.ok_or_else(|| StoreError::damaged(&key, "it is gone"))?;
             data.add(&entry.content, decode(&key, entry, bytes)?);
+        }
+        if let Some(folder) = cold {
+            data.cold = self.fetch_cold(&manifest.cold, folder).await?;
         }
         Ok(data)
     }
@@ -324,8 +329,9 @@ impl PartitionStore {
             self.objects.create(&key, bytes).await?;
             files.push(FileEntry { name, bytes: length, crc32, rows: rows.num_rows() as u64, content });
         }
+        let cold = self.keep_cold(&data.cold).await?;
         let (plan_digest, extras) = (data.plan_digest.clone(), data.extras.clone());
-        Ok(PendingCheckpoint { manifest: Manifest { id, at: data.at, plan_digest, files, extras } })
+        Ok(PendingCheckpoint { manifest: Manifest { id, at: data.at, plan_digest, files, cold, absent: data.absent, extras } })
     }
 
     /// Writes the manifest: from here on the checkpoint is true.
@@ -373,6 +379,11 @@ impl PartitionStore {
                 self.objects.delete(&key).await?;
             }
         }
+        let mut needed = Vec::with_capacity(kept.len());
+        for id in &kept {
+            needed.push(self.manifest(*id).await?.cold);
+        }
+        self.prune_cold(&needed, generation).await?;
         self.prune_records(&lineage, oldest, generation).await
     }
 
@@ -409,7 +420,7 @@ fn padded(generation: Generation) -> String {
 }
 
 /// Generation and number of a key `.../<generation>-<number>`.
-fn numbered(key: &Path) -> Option<(Generation, u64)> {
+pub(crate) fn numbered(key: &Path) -> Option<(Generation, u64)> {
     let (generation, number) = key.filename()?.split_once('-')?;
     Some((Generation(generation.parse().ok()?), number.parse().ok()?))
 }

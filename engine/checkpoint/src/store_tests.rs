@@ -29,6 +29,8 @@ fn data(offset: u64, decision: u64) -> CheckpointData {
         plan_digest: "abc".into(),
         tables: vec![Table { name: "devices".into(), rows: RecordBatch::try_from_iter([("device_id", names)]).unwrap() }],
         states: vec![state(0, &[1.0, f64::NEG_INFINITY]), state(1, &[])],
+        cold: Vec::new(),
+        absent: 0,
         extras: json!({"clock": 17, "ledger": {"received": offset}}),
     }
 }
@@ -66,10 +68,10 @@ async fn a_checkpoint_comes_back_as_it_was() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir).await;
     let generation = owner(&store).await;
-    assert!(store.latest().await.unwrap().checkpoint.is_none());
+    assert!(store.latest(None).await.unwrap().checkpoint.is_none());
     let id = store.save(generation, 0, &data(10, 0)).await.unwrap();
     let next = store.save(generation, 1, &data(20, 1)).await.unwrap();
-    let restored = open(&dir).await.latest().await.unwrap();
+    let restored = open(&dir).await.latest(None).await.unwrap();
     assert_eq!(restored.checkpoint, Some(Checkpoint { id: next, data: data(20, 1) }));
     assert_eq!(restored.kept, [(id, data(10, 0).at), (next, data(20, 1).at)]);
     assert!(restored.notes.is_empty());
@@ -86,9 +88,9 @@ async fn files_without_a_manifest_are_no_checkpoint() {
     let generation = owner(&store).await;
     let pending = store.write(generation, 0, &data(10, 0)).await.unwrap();
     assert!(pending.bytes() > 0);
-    assert!(store.latest().await.unwrap().checkpoint.is_none());
+    assert!(store.latest(None).await.unwrap().checkpoint.is_none());
     store.commit(&pending).await.unwrap();
-    assert_eq!(store.latest().await.unwrap().checkpoint.unwrap().data.at, pending.at());
+    assert_eq!(store.latest(None).await.unwrap().checkpoint.unwrap().data.at, pending.at());
 }
 
 #[tokio::test]
@@ -102,7 +104,7 @@ async fn nothing_is_ever_overwritten() {
     assert_eq!(store.decisions_from(0).await.unwrap(), [decision(1, "tick")]);
     store.save(generation, 0, &data(1, 0)).await.unwrap();
     assert!(matches!(store.save(generation, 0, &data(2, 0)).await, Err(StoreError::Exists(_))));
-    assert_eq!(store.latest().await.unwrap().checkpoint.unwrap().data, data(1, 0));
+    assert_eq!(store.latest(None).await.unwrap().checkpoint.unwrap().data, data(1, 0));
 }
 
 #[tokio::test]
@@ -135,7 +137,7 @@ async fn unclean_restarts_from_one_checkpoint_are_counted() {
     for step in 0..6 {
         let claim = store.claim().await.unwrap();
         seen.push(claim.restarts);
-        store.adopt(claim.generation, store.latest().await.unwrap().checkpoint.map(|c| c.id), 0).await.unwrap();
+        store.adopt(claim.generation, store.latest(None).await.unwrap().checkpoint.map(|c| c.id), 0).await.unwrap();
         match step {
             2 => drop(store.save(claim.generation, 0, &data(5, 0)).await.unwrap()),
             4 => store.release(claim.generation).await.unwrap(),
@@ -165,7 +167,7 @@ async fn every_changed_or_missing_byte_of_the_newest_checkpoint_is_found() {
             flipped[at] ^= 1 << (at % 8);
             for damaged in [&flipped[..], &whole[..at]] {
                 fs::write(&path, damaged).unwrap();
-                let restored = store.latest().await.unwrap();
+                let restored = store.latest(None).await.unwrap();
                 assert_eq!(restored.checkpoint.unwrap().data.at.next_offset, 10, "{} byte {at}", path.display());
                 assert_eq!(restored.notes.len(), 1);
                 assert_eq!(restored.kept.len(), 1, "the damaged one holds nothing");
@@ -173,7 +175,7 @@ async fn every_changed_or_missing_byte_of_the_newest_checkpoint_is_found() {
         }
         fs::write(&path, whole).unwrap();
     }
-    assert_eq!(store.latest().await.unwrap().checkpoint.unwrap().id, newest);
+    assert_eq!(store.latest(None).await.unwrap().checkpoint.unwrap().id, newest);
 }
 
 #[tokio::test]
@@ -185,7 +187,7 @@ async fn when_no_checkpoint_can_be_read_nothing_starts_from_zero() {
     for path in files(&dir, "manifests") {
         fs::write(path, "").unwrap();
     }
-    let error = store.latest().await.unwrap_err();
+    let error = store.latest(None).await.unwrap_err();
     assert!(matches!(error, StoreError::NoneReadable { count: 1, .. }), "{error}");
 }
 
@@ -206,7 +208,7 @@ async fn what_an_overtaken_owner_writes_is_void() {
     store.append_decision(old, 3, &decision(3, "zombie")).await.unwrap();
     store.save(old, 1, &data(99, 4)).await.unwrap();
     store.append_decision(new, 3, &decision(4, "new")).await.unwrap();
-    assert_eq!(store.latest().await.unwrap().checkpoint.unwrap().id, first);
+    assert_eq!(store.latest(None).await.unwrap().checkpoint.unwrap().id, first);
     let kinds: Vec<String> = store.decisions_from(1).await.unwrap().into_iter().map(|d| d.kind).collect();
     assert_eq!(kinds, ["old", "old", "new"]);
     assert!(matches!(store.prune(old, 1).await, Err(StoreError::Fenced { .. })));
@@ -245,20 +247,20 @@ async fn pruning_keeps_what_the_kept_checkpoints_need() {
     }
     let stray = store.write(old, 6, &data(60, 6)).await.unwrap();
     drop(stray);
-    let restored = store.latest().await.unwrap();
+    let restored = store.latest(None).await.unwrap();
     let new = store.claim().await.unwrap().generation;
     store.adopt(new, restored.checkpoint.map(|c| c.id), 6).await.unwrap();
     store.save(new, 0, &data(60, 6)).await.unwrap();
     let pending = store.write(new, 1, &data(70, 6)).await.unwrap();
     store.prune(new, 3).await.unwrap();
     let offsets = |r: &Restored| r.kept.iter().map(|(_, at)| at.next_offset).collect::<Vec<_>>();
-    assert_eq!(offsets(&store.latest().await.unwrap()), [40, 50, 60]);
+    assert_eq!(offsets(&store.latest(None).await.unwrap()), [40, 50, 60]);
     assert_eq!(store.decisions_from(4).await.unwrap().len(), 2);
     assert_eq!(files(&dir, "decisions").len(), 2);
     assert_eq!(files(&dir, "snapshots").len(), 3 * 4, "three kept and the one being written; the stray one is gone");
     store.commit(&pending).await.unwrap();
     store.prune(new, 1).await.unwrap();
-    assert_eq!(offsets(&store.latest().await.unwrap()), [70]);
+    assert_eq!(offsets(&store.latest(None).await.unwrap()), [70]);
     assert_eq!((files(&dir, "manifests").len(), files(&dir, "decisions").len(), files(&dir, "adoptions").len()), (1, 0, 1));
     assert_eq!(store.claim().await.unwrap().generation, Generation(3), "numbers never repeat");
 }
@@ -270,7 +272,7 @@ async fn a_remote_store_obeys_the_same_protocol() {
     store.save(generation, 0, &data(10, 0)).await.unwrap();
     store.append_decision(generation, 0, &decision(1, "tick")).await.unwrap();
     assert!(matches!(store.append_decision(generation, 0, &decision(1, "tick")).await, Err(StoreError::Exists(_))));
-    assert_eq!(store.latest().await.unwrap().checkpoint.unwrap().data, data(10, 0));
+    assert_eq!(store.latest(None).await.unwrap().checkpoint.unwrap().data, data(10, 0));
 }
 
 #[tokio::test]
@@ -280,6 +282,6 @@ async fn partitions_do_not_see_each_other() {
     let (a, b) = (all.partition(&key()), all.partition(&PartitionKey { partition: 33, ..key() }));
     let generation = owner(&a).await;
     a.save(generation, 0, &data(10, 0)).await.unwrap();
-    assert!(b.latest().await.unwrap().checkpoint.is_none());
+    assert!(b.latest(None).await.unwrap().checkpoint.is_none());
     assert_eq!(b.claim().await.unwrap().generation, Generation(1));
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fieldstream_checkpoint::cold::ColdStore;
 use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
@@ -53,10 +54,13 @@ impl Coordinator<'_> {
             tracing::warn!(partition = %key, restarts = claim.restarts, "the process has ended several times since this checkpoint; a row may be killing it");
         }
         let marks = self.open_sinks(&key, claim.generation).await?;
-        let restored = store.latest().await?;
+        let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
+        let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
+        let restored = store.latest(Some(&folder)).await?;
         restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
-            .map_err(|errors| PipelineError::Build(join(&errors)))?;
+            .map_err(|errors| PipelineError::Build(join(&errors)))?
+            .with_cold_store(cold, self.spec.max_active_devices);
         let mut changed = false;
         if let Some(checkpoint) = &restored.checkpoint {
             changed = self.note_changes(&checkpoint.data.plan_digest);
@@ -96,14 +100,14 @@ impl Coordinator<'_> {
             end_decided,
             drain_asked: false,
             drained: false,
-            has_devices: hosted.slots().active_devices() > 0,
+            has_devices: hosted.slots().active_devices() > 0 || hosted.passivated_devices() > 0,
             quiet_ticks: 0,
             recovered_at: None,
             assignment,
         };
         self.owned.insert(partition, owned);
         let outlet = Outlet { generation: claim.generation, ..self.outlet.clone() };
-        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet };
+        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet, turn: self.spec.turn };
         self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
         if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
             self.send_token(partition);
@@ -159,6 +163,7 @@ impl Coordinator<'_> {
             paused_for: std::time::Duration::ZERO,
             state_bytes: 0,
             active_devices: hosted.slots().active_devices(),
+            passivated_devices: hosted.passivated_devices(),
             checkpoint: None,
             checkpoint_at_s: None,
             snapshot_asked: None,

@@ -7,6 +7,7 @@ use fieldstream_checkpoint::StoreError;
 use fieldstream_engine_api::{LogError, SinkError};
 use fieldstream_journal::JournalError;
 
+use crate::passivation::ColdError;
 use crate::snapshot::RestoreError;
 
 /// Why a pipeline stopped before its end.
@@ -44,6 +45,14 @@ pub enum PipelineError {
         partition: u32,
         /// Why.
         error: RestoreError,
+    },
+    /// State of passivated devices cannot be read.
+    #[error("partition {partition}: {error}")]
+    Cold {
+        /// Partition number.
+        partition: u32,
+        /// Why.
+        error: ColdError,
     },
     /// Positions that cannot be right together.
     #[error("partition {partition}: {what}")]

@@ -7,6 +7,7 @@ use fieldstream_engine_api::{Committed, Generation, Mark, Position, SinkError};
 
 use crate::graph::NodeMeter;
 use crate::ledger::Totals;
+use crate::passivation::ColdError;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ pub enum PartitionEvent {
         meters: Vec<NodeMeter>,
         /// Device actors in memory.
         active_devices: usize,
+        /// Device actors whose state lies on disk.
+        passivated_devices: u64,
         /// Newest event time in the turn's input, microseconds since the epoch.
         event_us: Option<i64>,
     },
@@ -72,6 +75,11 @@ pub enum PartitionEvent {
         message: String,
         /// The row, where rows are stepped one by one.
         position: Option<Position>,
+    },
+    /// The state of passivated devices cannot be read.
+    Failed {
+        /// Why.
+        error: ColdError,
     },
     /// State was copied.
     Snapshot {

@@ -299,6 +299,12 @@ impl Graph {
         }
     }
 
+    /// True while a later tick of append time may matter to the device.
+    #[must_use]
+    pub fn pending(&self, device: u32, slots: &SlotDirectory) -> bool {
+        self.nodes.iter().any(|n| n.operator.pending(device, slots))
+    }
+
     /// All operators: (name, kind, meter).
     pub fn meters(&self) -> impl Iterator<Item = (&Arc<str>, &'static str, NodeMeter)> + '_ {
         self.nodes.iter().map(|n| (&n.name, n.kind, n.meter))

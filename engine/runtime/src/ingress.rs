@@ -15,12 +15,20 @@ pub const CODE_POISON: &str = "poison";
 /// Code of a reading too far ahead of its ingest time.
 pub const CODE_CLOCK_SKEW: &str = "clock_skew";
 
-/// Resolves the devices and series of `decoded` to slots: one lookup per distinct name, then one per row.
-pub fn address(decoded: Decoded, slots: &mut SlotDirectory) -> KeyedBatch {
+/// Resolves the devices and series of `decoded` to slots: one lookup per distinct name, then one per row. Gives the slots of
+/// the devices that were not in memory, too.
+pub fn address(decoded: Decoded, slots: &mut SlotDirectory) -> (KeyedBatch, Vec<u32>) {
     let rows = decoded.positions.len();
+    let mut activated = Vec::new();
     let mut keys = Keys { device: Vec::with_capacity(rows), series: Vec::with_capacity(rows), position: decoded.positions };
     if let Some(readings) = Readings::new(&decoded.rows) {
-        let devices = resolve(readings.device_id, |name| slots.resolve_device(name).0);
+        let devices = resolve(readings.device_id, |name| {
+            let (slot, new) = slots.resolve_device(name);
+            if new {
+                activated.push(slot);
+            }
+            slot
+        });
         let sensors = resolve(readings.sensor_id, |name| slots.resolve_sensor(name));
         let columns = readings.device_id.keys().values().iter().zip(readings.sensor_id.keys().values());
         for (device_key, sensor_key) in columns {
@@ -30,7 +38,7 @@ pub fn address(decoded: Decoded, slots: &mut SlotDirectory) -> KeyedBatch {
             keys.series.push(slots.resolve_series(device, sensor));
         }
     }
-    KeyedBatch::new(decoded.rows, keys)
+    (KeyedBatch::new(decoded.rows, keys), activated)
 }
 
 fn resolve(column: &DictionaryArray<UInt32Type>, mut slot: impl FnMut(&str) -> u32) -> Vec<u32> {

@@ -17,6 +17,7 @@ pub mod input;
 pub mod ledger;
 pub mod metrics;
 pub mod partition;
+pub mod passivation;
 pub mod pipeline;
 pub mod queue;
 pub mod shard;

@@ -237,6 +237,8 @@ fn partitions(scrape: &Scrape, views: &[View<'_>], engine: &Engine) -> Result<()
     let sum = |value: fn(&PartitionStatus) -> f64| views.iter().map(move |v| v.sum(value));
     scrape.gauge("fieldstream_partitions", "Partitions owned by this node.", &["pipeline"], sum(|_| 1.0))?;
     scrape.gauge("fieldstream_queue_bytes", "Payload bytes waiting for a turn.", &["pipeline"], sum(|p| p.queue.bytes() as f64))?;
+    let passivated = sum(|p| p.passivated_devices as f64);
+    scrape.gauge("fieldstream_passivated_devices", "Device actors whose state lies on disk.", &["pipeline"], passivated)?;
     scrape.gauge("fieldstream_active_devices", "Device actors in memory.", &["pipeline"], sum(|p| p.active_devices as f64))?;
     scrape.gauge("fieldstream_state_bytes", "Bytes of keyed state at the last snapshot.", &["pipeline"], sum(|p| p.state_bytes as f64))?;
     scrape.gauge(

@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
+use fieldstream_checkpoint::cold::ColdStore;
 use fieldstream_checkpoint::{Checkpoint, CheckpointData, Decision};
 use fieldstream_engine_api::{
     BuildContext, ConfigErrors, KeyedBatch, LogBatch, Mark, PartitionKey, Payloads, Position, Rejected, SinkRows, SlotDirectory, Space,
@@ -20,6 +21,7 @@ use crate::decisions;
 use crate::graph::Graph;
 use crate::ingress;
 use crate::ledger::Totals;
+use crate::passivation::{Actors, ColdError, Passivation};
 use crate::snapshot::{self, RestoreError};
 use crate::spec::{PipelineSpec, TimeSpec};
 use crate::time::PartitionTime;
@@ -50,6 +52,8 @@ pub struct Partition {
     graph: Graph,
     slots: SlotDirectory,
     time: PartitionTime,
+    /// Without it, all devices stay in memory.
+    passivation: Option<Passivation>,
     settings: TimeSpec,
     totals: Totals,
     complete_to: Mark,
@@ -96,6 +100,7 @@ impl Partition {
             graph,
             slots: SlotDirectory::default(),
             time: PartitionTime::new(spec.time.idle_after),
+            passivation: None,
             settings: spec.time,
             totals,
             complete_to: Mark { next_offset: from, next_decision: 0 },
@@ -108,27 +113,43 @@ impl Partition {
         })
     }
 
+    /// Moves the state of the quietest devices to `cold` when there are more than `limit` in memory.
+    #[must_use]
+    pub fn with_cold_store(self, cold: ColdStore, limit: usize) -> Self {
+        Self { passivation: Some(Passivation::new(cold, limit)), ..self }
+    }
+
     /// Handles one batch of whole payloads, and on replay the decisions that fell into it: one output for each.
-    pub fn turn(&mut self, mut batch: LogBatch) -> Vec<TurnOutput> {
+    ///
+    /// # Errors
+    /// If state of passivated devices cannot be read; the partition must be restored then.
+    pub fn turn(&mut self, mut batch: LogBatch) -> Result<Vec<TurnOutput>, ColdError> {
         let mut outputs = Vec::with_capacity(1);
         while let Some(offset) = self.replay.front().map(|d| d.position.offset).filter(|offset| *offset < batch.next_offset) {
             let (before, rest) = batch.split_at(offset);
-            outputs.extend(before.map(|before| self.rows_turn(before)));
+            if let Some(before) = before {
+                outputs.push(self.rows_turn(before)?);
+            }
             batch = rest;
-            outputs.extend(self.replay.pop_front().map(|decision| self.decide(&decision)));
+            if let Some(decision) = self.replay.pop_front() {
+                outputs.push(self.decide(&decision)?);
+            }
         }
-        outputs.push(self.rows_turn(batch));
-        outputs.extend(self.catch_up());
-        outputs
+        outputs.push(self.rows_turn(batch)?);
+        outputs.extend(self.catch_up()?);
+        Ok(outputs)
     }
 
     /// Carries out the decisions of a replay that lie where the partition is, or behind it.
-    pub fn catch_up(&mut self) -> Vec<TurnOutput> {
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub fn catch_up(&mut self) -> Result<Vec<TurnOutput>, ColdError> {
         let mut outputs = Vec::new();
         while let Some(decision) = self.replay.pop_front_if(|d| d.position.offset <= self.complete_to.next_offset) {
-            outputs.push(self.decide(&decision));
+            outputs.push(self.decide(&decision)?);
         }
-        outputs
+        Ok(outputs)
     }
 
     /// Decisions made after the checkpoint this partition was restored from, in order; they are carried out where they were
@@ -151,16 +172,20 @@ impl Partition {
     }
 
     /// Carries out a decision that is durable.
-    pub fn decide(&mut self, decision: &Decision) -> TurnOutput {
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub fn decide(&mut self, decision: &Decision) -> Result<TurnOutput, ColdError> {
+        self.call_in(&[], &[])?;
         match decision.kind.as_str() {
             decisions::END_OF_INPUT => {
                 let devices: Vec<u32> = self.slots.devices().collect();
-                self.run_graph(Some((&Tick { position: decision.position, time: TickTime::EndOfInput }, &devices)), None);
+                self.tick(&Tick { position: decision.position, time: TickTime::EndOfInput }, &devices, None)?;
             }
             decisions::TICK => {
                 let now_us = decision.payload.get("now_us").and_then(serde_json::Value::as_i64).unwrap_or_default();
                 if let Some((time, devices)) = self.time.advance(now_us, &self.slots) {
-                    self.run_graph(Some((&Tick { position: decision.position, time: TickTime::Append(time) }, &devices)), None);
+                    self.tick(&Tick { position: decision.position, time: TickTime::Append(time) }, &devices, None)?;
                 }
             }
             decisions::QUARANTINE => {
@@ -174,7 +199,7 @@ impl Partition {
         self.finish_turn(None)
     }
 
-    fn rows_turn(&mut self, batch: LogBatch) -> TurnOutput {
+    fn rows_turn(&mut self, batch: LogBatch) -> Result<TurnOutput, ColdError> {
         let source = self.source_names.iter().position(|name| *name == batch.source).unwrap_or_default();
         let (decoded, block) = match batch.payloads {
             Payloads::Raw(block) => (self.decoders[source].decode(&block), Some(block)),
@@ -183,7 +208,8 @@ impl Partition {
         let Decoded { rows, positions, rejects } = decoded;
         self.several = positions.iter().chain(rejects.iter().map(|r| &r.position)).filter(|p| p.row > 0).map(|p| p.offset).collect();
         self.undecodable(source, &rejects);
-        let addressed = ingress::address(Decoded { rows, positions, rejects: Vec::new() }, &mut self.slots);
+        let (addressed, new) = ingress::address(Decoded { rows, positions, rejects: Vec::new() }, &mut self.slots);
+        self.call_in(&addressed.keys.device, &new)?;
         let (addressed, misplaced) = match &block {
             Some(block) => ingress::check_keys(addressed, block),
             None => (addressed, None),
@@ -194,12 +220,34 @@ impl Partition {
             self.refused(source, rejected, block.as_ref());
         }
         let event_us = Readings::new(&addressed.rows).and_then(|r| arrow::compute::max(r.ts));
-        self.run_rows(source, &addressed, block.as_ref());
+        self.run_rows(source, &addressed, block.as_ref())?;
         self.complete_to.next_offset = batch.next_offset;
-        TurnOutput { event_us, ..self.finish_turn(batch.append_us) }
+        Ok(TurnOutput { event_us, ..self.finish_turn(batch.append_us)? })
     }
 
-    fn run_rows(&mut self, source: usize, batch: &KeyedBatch, block: Option<&PayloadBlock>) {
+    /// Begins a turn: the state of devices that were not in memory comes back.
+    fn call_in(&mut self, devices: &[u32], new: &[u32]) -> Result<(), ColdError> {
+        let Some(passivation) = &mut self.passivation else { return Ok(()) };
+        passivation.begin_turn(devices, new, &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time })
+    }
+
+    /// Ticks `devices`, which are in memory, and those on disk that the tick concerns.
+    fn tick(&mut self, tick: &Tick, devices: &[u32], block: Option<&PayloadBlock>) -> Result<(), ColdError> {
+        if !devices.is_empty() {
+            self.run_graph(Some((tick, devices)), block);
+        }
+        let Some(passivation) = &self.passivation else { return Ok(()) };
+        let Some(mut cursor) = passivation.ticked(tick.time, &self.time)? else { return Ok(()) };
+        loop {
+            let Some(passivation) = &mut self.passivation else { return Ok(()) };
+            let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time };
+            passivation.shrink(true, &mut actors)?;
+            let Some(devices) = passivation.wake(&mut cursor, &mut actors)? else { return Ok(()) };
+            self.run_graph(Some((tick, &devices)), block);
+        }
+    }
+
+    fn run_rows(&mut self, source: usize, batch: &KeyedBatch, block: Option<&PayloadBlock>) -> Result<(), ColdError> {
         let mut start = 0;
         if let Some(readings) = Readings::new(&batch.rows)
             && readings.ingest_ts.null_count() < batch.len()
@@ -210,12 +258,13 @@ impl Partition {
                     self.run_slice(source, batch, start..row, block);
                     start = row;
                     let position = Position { tick: 1, ..batch.keys.position[row] };
-                    self.run_graph(Some((&Tick { position, time: TickTime::Append(time) }, &devices)), block);
+                    self.tick(&Tick { position, time: TickTime::Append(time) }, &devices, block)?;
                 }
                 self.time.seen(batch.keys.device[row], append);
             }
         }
         self.run_slice(source, batch, start..batch.len(), block);
+        Ok(())
     }
 
     fn run_slice(&mut self, source: usize, batch: &KeyedBatch, rows: std::ops::Range<usize>, block: Option<&PayloadBlock>) {
@@ -260,24 +309,35 @@ impl Partition {
         Refuser { node: &self.source_names[source], partition: self.key.partition, ids: &self.ids }
     }
 
-    fn finish_turn(&mut self, ingest_us: Option<i64>) -> TurnOutput {
+    fn finish_turn(&mut self, ingest_us: Option<i64>) -> Result<TurnOutput, ColdError> {
+        if let Some(passivation) = &mut self.passivation {
+            passivation.shrink(false, &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time })?;
+        }
         let rows = self.graph.take_sink_rows();
         for (offered, rows) in self.totals.offered.iter_mut().zip(&rows) {
             *offered += rows.iter().map(|r| r.batch.len() as u64).sum::<u64>();
         }
-        TurnOutput {
+        Ok(TurnOutput {
             partition: self.key.partition,
             rows,
             complete_to: self.complete_to,
             totals: self.totals.clone(),
             ingest_us,
             event_us: None,
-        }
+        })
     }
 
     /// Copies everything needed to go on from here.
-    pub fn snapshot(&mut self, digest: &str) -> CheckpointData {
-        snapshot::take(self.complete_to, digest, &mut self.graph, &self.slots, &self.time, &self.totals)
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub fn snapshot(&mut self, digest: &str) -> Result<CheckpointData, ColdError> {
+        let mut data = snapshot::take(self.complete_to, digest, &mut self.graph, &self.slots, &self.time, &self.totals);
+        if let Some(passivation) = &mut self.passivation {
+            data.cold = passivation.segments()?;
+            data.absent = passivation.absent();
+        }
+        Ok(data)
     }
 
     /// Puts a checkpoint into this blank partition.
@@ -287,11 +347,25 @@ impl Partition {
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
         self.totals = snapshot::restore(&checkpoint.data, &mut self.graph, &mut self.slots, &mut self.time)?;
         self.complete_to = checkpoint.data.at;
+        match &mut self.passivation {
+            Some(passivation) => {
+                let attached = passivation.attach(&checkpoint.data.cold, checkpoint.data.absent);
+                attached.map_err(|error| RestoreError(error.to_string()))?;
+            }
+            None if checkpoint.data.absent == 0 => {}
+            None => return Err(RestoreError("it has passivated devices, and there is no folder for them".to_owned())),
+        }
         Ok(())
     }
 
-    /// What is known of a device actor; `None` when it is not active.
+    /// What is known of a device actor; `None` when there is none. Looking at a passivated device brings it into memory.
     pub fn inspect(&mut self, device: &str) -> Option<serde_json::Value> {
+        if let Some(passivation) = &mut self.passivation
+            && self.slots.find_device(device).is_none()
+        {
+            let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time };
+            passivation.wake_one(device, &mut actors).ok()?;
+        }
         let slot = self.slots.find_device(device)?;
         let series: Vec<u32> = self.slots.series_of(slot).collect();
         let sensors: serde_json::Map<String, serde_json::Value> =
@@ -336,6 +410,12 @@ impl Partition {
     /// Bytes of all keyed state in memory.
     pub fn state_bytes(&mut self) -> usize {
         self.graph.state_bytes()
+    }
+
+    /// Device actors whose state lies on disk.
+    #[must_use]
+    pub fn passivated_devices(&self) -> u64 {
+        self.passivation.as_ref().map_or(0, Passivation::absent)
     }
 
     /// The device actors in memory.

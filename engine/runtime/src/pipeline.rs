@@ -347,17 +347,17 @@ impl Coordinator<'_> {
 
     async fn on_partition(&mut self, partition: u32, what: PartitionEvent) -> Result<(), PipelineError> {
         match what {
-            PartitionEvent::Turn { complete_to, totals, meters, active_devices, event_us } => {
+            PartitionEvent::Turn { complete_to, totals, meters, active_devices, passivated_devices, event_us } => {
                 if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
                     status.complete_to = complete_to;
                     status.unsettled.push_back((complete_to, totals.clone()));
                     status.now = totals;
                     status.meters = meters;
                     status.event_us = event_us.max(status.event_us);
-                    status.active_devices = active_devices;
+                    (status.active_devices, status.passivated_devices) = (active_devices, passivated_devices);
                 }
                 let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-                owned.has_devices = active_devices > 0;
+                owned.has_devices = active_devices > 0 || passivated_devices > 0;
                 if owned.paused && owned.queue.bytes() < self.engine.options.queue_bytes / 2 {
                     owned.paused = false;
                     self.log.pause(partition, false);
@@ -367,6 +367,7 @@ impl Coordinator<'_> {
                 self.drain_partition(partition);
             }
             PartitionEvent::Panicked { node, message, position } => self.recover(partition, node, message, position).await?,
+            PartitionEvent::Failed { error } => return Err(PipelineError::Cold { partition, error }),
             PartitionEvent::Snapshot { data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
             PartitionEvent::Stored(result) => self.snapshot_stored(partition, result)?,
             PartitionEvent::Committed { at, result } => self.manifest_stored(partition, at, result).await?,

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message};
-use fieldstream_engine_api::{Generation, SinkRows};
+use fieldstream_engine_api::{Generation, LogBatch, SinkRows};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::event::{Event, PartitionEvent};
 use crate::partition::{Partition, TurnOutput};
-use crate::queue::{OutputRoom, PartitionQueue, Work};
+use crate::queue::{NextTurn, OutputRoom, PartitionQueue, Work};
 use crate::sink_task::{SinkStats, SinkWork};
+use crate::spec::TurnLimits;
 
 /// Tokens never outnumber partitions, since each has at most one on its way.
 const MAILBOX: usize = 1 << 16;
@@ -44,6 +45,11 @@ struct Hosted {
     queue: Arc<PartitionQueue>,
     outlet: Outlet,
     poisoned: bool,
+    turn: TurnLimits,
+    /// A timer runs for the rows that wait.
+    waits: bool,
+    /// The timer has run out: the next turn takes what there is.
+    overdue: bool,
 }
 
 /// The actor.
@@ -78,6 +84,8 @@ pub struct Host {
     pub queue: Arc<PartitionQueue>,
     /// Where output goes.
     pub outlet: Outlet,
+    /// How rows are gathered.
+    pub turn: TurnLimits,
 }
 
 /// This partition has work.
@@ -86,6 +94,13 @@ pub struct Host {
 pub struct Ready {
     /// Its number.
     pub id: HostId,
+}
+
+/// The rows that wait for others have waited long enough.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+struct Overdue {
+    id: HostId,
 }
 
 /// Give this partition up.
@@ -112,8 +127,9 @@ impl Handler<Host> for Shard {
     type Result = ();
 
     fn handle(&mut self, message: Host, _: &mut Self::Context) {
-        let hosted = Hosted { partition: *message.partition, queue: message.queue, outlet: message.outlet, poisoned: false };
-        self.hosted.insert(message.id, hosted);
+        let Host { id, partition, queue, outlet, turn } = message;
+        let hosted = Hosted { partition: *partition, queue, outlet, poisoned: false, turn, waits: false, overdue: false };
+        self.hosted.insert(id, hosted);
     }
 }
 
@@ -135,6 +151,18 @@ impl Handler<Inspect> for Shard {
     }
 }
 
+impl Handler<Overdue> for Shard {
+    type Result = ();
+
+    fn handle(&mut self, message: Overdue, ctx: &mut Self::Context) {
+        let Some(hosted) = self.hosted.get_mut(&message.id) else { return };
+        (hosted.waits, hosted.overdue) = (false, true);
+        if hosted.queue.schedule() {
+            ctx.notify(Ready { id: message.id });
+        }
+    }
+}
+
 impl Handler<Ready> for Shard {
     type Result = ();
 
@@ -149,8 +177,26 @@ impl Handler<Ready> for Shard {
             }
             return;
         }
-        if let Some(work) = hosted.queue.pop() {
-            hosted.take_turn(work);
+        let overdue = std::mem::take(&mut hosted.overdue);
+        match hosted.queue.next_turn(&hosted.turn, overdue) {
+            NextTurn::Nothing => {}
+            NextTurn::Work(work) => hosted.take_turn(work),
+            NextTurn::Batches(batches) => {
+                for batch in LogBatch::join(batches) {
+                    hosted.take_turn(Work::Batch(batch));
+                }
+            }
+            NextTurn::Wait => {
+                if !std::mem::replace(&mut hosted.waits, true) {
+                    ctx.notify_later(Overdue { id: message.id }, hosted.turn.max_wait);
+                }
+                hosted.queue.unschedule();
+                // What came in between may be what it waits for, and then nobody else sends the token.
+                if hosted.queue.is_ready(&hosted.turn) && hosted.queue.schedule() {
+                    ctx.notify(message);
+                }
+                return;
+            }
         }
         if hosted.queue.is_empty() {
             hosted.queue.unschedule();
@@ -168,13 +214,17 @@ impl Hosted {
         let partition = &mut self.partition;
         let digest = &self.outlet.digest;
         let turn = catch_unwind(AssertUnwindSafe(|| match work {
-            Work::Batch(batch) => (partition.turn(batch), None),
-            Work::Decide(decision) => (vec![partition.decide(&decision)], None),
-            Work::CatchUp => (partition.catch_up(), None),
-            Work::Snapshot => (Vec::new(), Some((Box::new(partition.snapshot(digest)), partition.state_bytes()))),
+            Work::Batch(batch) => Ok((partition.turn(batch)?, None)),
+            Work::Decide(decision) => Ok((vec![partition.decide(&decision)?], None)),
+            Work::CatchUp => Ok((partition.catch_up()?, None)),
+            Work::Snapshot => Ok((Vec::new(), Some((Box::new(partition.snapshot(digest)?), partition.state_bytes())))),
         }));
         match turn {
-            Ok((outputs, snapshot)) => {
+            Ok(Err(error)) => {
+                self.poisoned = true;
+                self.tell(PartitionEvent::Failed { error });
+            }
+            Ok(Ok((outputs, snapshot))) => {
                 outputs.into_iter().for_each(|output| self.release(output));
                 if let Some((data, state_bytes)) = snapshot {
                     self.tell(PartitionEvent::Snapshot { data, state_bytes });
@@ -200,7 +250,8 @@ impl Hosted {
         }
         let meters = self.partition.graph().meters().map(|(_, _, meter)| meter).collect();
         let active_devices = self.partition.slots().active_devices();
-        self.tell(PartitionEvent::Turn { complete_to, totals, meters, active_devices, event_us });
+        let passivated_devices = self.partition.passivated_devices();
+        self.tell(PartitionEvent::Turn { complete_to, totals, meters, active_devices, passivated_devices, event_us });
     }
 
     fn tell(&self, what: PartitionEvent) {

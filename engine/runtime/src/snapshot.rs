@@ -43,7 +43,7 @@ pub fn take(at: Mark, digest: &str, graph: &mut Graph, slots: &SlotDirectory, ti
     let extras = Extras { totals: totals.clone(), now_us: time.now_us() };
     // Plain maps and numbers always serialise.
     let extras = serde_json::to_value(extras).unwrap_or_default();
-    CheckpointData { at, plan_digest: digest.to_owned(), tables, states, extras }
+    CheckpointData { at, plan_digest: digest.to_owned(), tables, states, cold: Vec::new(), absent: 0, extras }
 }
 
 fn activity_table(devices: &[u32], time: &PartitionTime) -> Table {

@@ -69,6 +69,8 @@ pub struct PartitionStatus {
     pub state_bytes: usize,
     /// Device actors in memory.
     pub active_devices: usize,
+    /// Device actors whose state lies on disk.
+    pub passivated_devices: u64,
     /// Position of the newest checkpoint.
     pub checkpoint: Option<Mark>,
     /// When it became true, seconds on the monotonic clock.
@@ -203,7 +205,7 @@ impl Status {
         let partition = |(number, p): (&u32, &PartitionStatus)| {
             json!({
                 "partition": number, "log_id": p.log_id, "complete_to": p.complete_to, "read_to": p.read_to, "queue_bytes": p.queue.bytes(),
-                "active_devices": p.active_devices, "state_bytes": p.state_bytes, "checkpoint": p.checkpoint,
+                "active_devices": p.active_devices, "passivated_devices": p.passivated_devices, "state_bytes": p.state_bytes, "checkpoint": p.checkpoint,
             })
         };
         let operator = |(number, (name, kind)): (usize, &(Arc<str>, &'static str))| {

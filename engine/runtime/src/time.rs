@@ -25,7 +25,7 @@ impl PartitionTime {
         Self { idle_us, granule_us: idle_us.map_or(1, |i| (i / TICKS_PER_IDLE).max(1)), now_us: None, last_seen: Vec::new() }
     }
 
-    /// Moves time to `append_us` if that is later. When it crosses a boundary, gives the boundary and the quiet devices.
+    /// Moves time to `append_us` if that is later. When it crosses a boundary, gives the boundary and the quiet devices in memory.
     pub fn advance(&mut self, append_us: i64, slots: &SlotDirectory) -> Option<(i64, Vec<u32>)> {
         let before = self.now_us.replace(self.now_us.map_or(append_us, |now| now.max(append_us)));
         let idle = self.idle_us?;
@@ -34,9 +34,21 @@ impl PartitionTime {
             return None;
         }
         let time = boundary * self.granule_us;
-        let quiet = |slot: &u32| self.last_seen.get(*slot as usize).is_some_and(|seen| seen.saturating_add(idle) <= time);
-        let devices: Vec<u32> = slots.devices().filter(quiet).collect();
-        (!devices.is_empty()).then_some((time, devices))
+        let quiet = |slot: &u32| (i64::MIN + 1..=time.saturating_sub(idle)).contains(&self.last_seen(*slot));
+        Some((time, slots.devices().filter(quiet).collect()))
+    }
+
+    /// Whoever was seen last at this append time or before is quiet at the boundary `time`; `None` when nobody ever is.
+    #[must_use]
+    pub fn quiet_since(&self, time: i64) -> Option<i64> {
+        self.idle_us.map(|idle| time.saturating_sub(idle))
+    }
+
+    /// The slot of `device` is free: whoever gets it next has not been seen.
+    pub fn forget(&mut self, device: u32) {
+        if let Some(seen) = self.last_seen.get_mut(device as usize) {
+            *seen = i64::MIN;
+        }
     }
 
     /// A row of `device` was appended at `append_us`.
@@ -79,7 +91,7 @@ mod tests {
         assert_eq!(time.advance(100, &slots), None);
         time.seen(a, 100);
         time.seen(b, 100);
-        assert_eq!(time.advance(139, &slots), None, "nobody is quiet yet");
+        assert_eq!(time.advance(139, &slots), Some((130, vec![])), "nobody is quiet yet");
         time.seen(b, 139);
         assert_eq!(time.advance(141, &slots), Some((140, vec![a])));
         assert_eq!(time.advance(149, &slots), None, "no boundary");

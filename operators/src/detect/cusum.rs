@@ -164,6 +164,11 @@ impl Method for Cusum {
         Verdict { level, limit, expected, spread, deviation, confidence: sum / (sum + self.h) }
     }
 
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        self.state.prefetch(slot);
+    }
+
     fn state(&mut self) -> Option<&mut dyn KeyedState> {
         Some(&mut self.state)
     }

@@ -145,6 +145,11 @@ impl Method for Ewma {
         Verdict { level: Level::Bad, limit, expected: before.mean, spread, deviation, confidence: chebyshev(deviation) }
     }
 
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        self.state.prefetch(slot);
+    }
+
     fn state(&mut self) -> Option<&mut dyn KeyedState> {
         Some(&mut self.state)
     }

@@ -99,6 +99,11 @@ impl Method for Flatline {
         Verdict { level: Level::Bad, limit, expected: state.value, deviation, confidence: 1.0, ..Verdict::NORMAL }
     }
 
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        self.state.prefetch(slot);
+    }
+
     fn state(&mut self) -> Option<&mut dyn KeyedState> {
         Some(&mut self.state)
     }

@@ -161,6 +161,14 @@ impl Operator for Gap {
         }
     }
 
+    fn pending(&self, device: u32, slots: &SlotDirectory) -> bool {
+        let waits = |slot: u32| {
+            let heard = self.state.get(slot);
+            heard.last != NEVER && !heard.raised
+        };
+        if self.space == Space::Series { slots.series_of(device).any(waits) } else { waits(device) }
+    }
+
     fn states(&mut self) -> Vec<&mut dyn KeyedState> {
         vec![&mut self.state]
     }

@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, AsArray, BooleanArray, Float64Array, TimestampMicrosecondArray};
 use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
-use fieldstream_engine_api::{Emitter, KeyedBatch, KeyedState, Operator, Output, SlotDirectory, Space};
+use fieldstream_engine_api::{AHEAD, Emitter, KeyedBatch, KeyedState, Operator, Output, SlotDirectory, Space};
 use std::sync::Arc;
 
 use super::alerts::{Alerts, Event};
@@ -41,6 +41,13 @@ struct Columns<'a> {
     judged: Option<BooleanArray>,
 }
 
+impl Columns<'_> {
+    /// True when there is a number to judge in `row`.
+    fn has(&self, row: usize) -> bool {
+        self.judged.as_ref().is_none_or(|mask| mask.value(row)) && self.values.is_valid(row) && self.ts.is_valid(row)
+    }
+}
+
 impl<M: Method> Detect<M> {
     /// Evaluates the expressions. Rows for which that fails are rejected; gives how many.
     fn columns<'a>(&self, batch: &'a KeyedBatch, out: &mut Emitter) -> Option<(Columns<'a>, usize)> {
@@ -70,16 +77,19 @@ impl<M: Method> Detect<M> {
 
     fn judge_all(&mut self, batch: &KeyedBatch, columns: &Columns<'_>, slots: &SlotDirectory) {
         let own = if self.space == Space::Series { &batch.keys.series } else { &batch.keys.device };
-        let plain = columns.values.null_count() == 0 && columns.ts.null_count() == 0;
+        let plain = columns.values.null_count() == 0 && columns.ts.null_count() == 0 && columns.judged.is_none();
         let rows = columns.values.values().iter().zip(columns.ts.values()).zip(own);
         for (row, ((value, ts), slot)) in rows.enumerate() {
+            if let Some(later) = own.get(row + AHEAD) {
+                self.method.prefetch(*later);
+                if let Telling::Episodes { state, .. } = &self.telling {
+                    state.prefetch(*later);
+                }
+            }
             if value.is_nan() || M::FINITE && value.is_infinite() {
                 continue;
             }
-            if columns.judged.as_ref().is_some_and(|mask| !mask.value(row)) {
-                continue;
-            }
-            if !plain && (columns.values.is_null(row) || columns.ts.is_null(row)) {
+            if !plain && !columns.has(row) {
                 continue;
             }
             let verdict = self.method.judge(*slot, *ts, *value);

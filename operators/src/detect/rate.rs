@@ -92,6 +92,11 @@ impl Method for Rate {
         Verdict { level: Level::Bad, limit, expected: before.value, deviation: rate, confidence: 1.0, ..Verdict::NORMAL }
     }
 
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        self.state.prefetch(slot);
+    }
+
     fn state(&mut self) -> Option<&mut dyn KeyedState> {
         Some(&mut self.state)
     }

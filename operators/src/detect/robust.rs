@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Float64Type, UInt32Type};
-use fieldstream_engine_api::{ConfigError, ConfigErrors, KeyedState, Space, StateError};
+use fieldstream_engine_api::{ConfigError, ConfigErrors, KeyedState, Space, StateError, prefetch};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -129,6 +129,11 @@ impl Method for Robust {
         ring[head.next as usize] = value;
         *head = Head { count: (head.count + 1).min(size as u32), next: (head.next + 1) % size as u32, bad: 0 };
         Verdict::NORMAL
+    }
+
+    fn prefetch(&self, slot: u32) {
+        prefetch(&self.rings.heads, slot as usize);
+        prefetch(&self.rings.values, slot as usize * self.rings.size);
     }
 
     fn state(&mut self) -> Option<&mut dyn KeyedState> {

@@ -47,6 +47,12 @@ pub(super) trait Method: Send {
     /// Judges a value, then learns from it. Called in row order.
     fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Verdict;
 
+    /// Asks for the state of a slot, which a later row needs.
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        let _ = slot;
+    }
+
     /// What it keeps per slot.
     fn state(&mut self) -> Option<&mut dyn KeyedState>;
 }

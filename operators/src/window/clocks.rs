@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt32Type};
-use fieldstream_engine_api::{KeyedState, Space, StateError};
+use fieldstream_engine_api::{KeyedState, Space, StateError, prefetch};
 
 /// One device's clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +28,12 @@ impl Clocks {
     #[inline]
     pub(super) fn get(&mut self, device: u32) -> Option<&mut Clock> {
         self.by_slot.get_mut(device as usize)
+    }
+
+    /// Asks for the clock of a device that a later row needs.
+    #[inline]
+    pub(super) fn prefetch(&self, device: u32) {
+        prefetch(&self.by_slot, device as usize);
     }
 }
 

@@ -22,8 +22,8 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, Float64Array};
 use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
 use fieldstream_engine_api::{
-    BuildContext, ConfigErrors, Edge, Emitter, KeyedBatch, KeyedState, Operator, OperatorKind, Output, Position, SlotDirectory, Space,
-    Tick, TickTime,
+    AHEAD, BuildContext, ConfigErrors, Edge, Emitter, KeyedBatch, KeyedState, Operator, OperatorKind, Output, Position, SlotDirectory,
+    Space, Tick, TickTime,
 };
 use serde_json::Value;
 
@@ -64,6 +64,10 @@ pub struct Window {
     revised: Finished,
     /// Windows being closed: start, sensor, slot, place. Kept for its memory.
     closing: Vec<(i64, u32, Place)>,
+    /// Slots of a device. Kept for its memory.
+    own: Vec<u32>,
+    /// Start of the window the last row fell into: the next row most likely falls into the same.
+    newest: i64,
 }
 
 /// Builds `window`.
@@ -87,6 +91,8 @@ pub fn build(options: &Value, input: &Edge, context: &BuildContext) -> Result<Bo
         finished: Finished::default(),
         revised: Finished::default(),
         closing: Vec::new(),
+        own: Vec::new(),
+        newest: 0,
     }))
 }
 
@@ -118,7 +124,7 @@ fn add(layout: &Layout, inputs: &Inputs, window: &mut cells::Window<'_>, row: &R
             None => window.cells[cells.at] += 1,
             Some(values) => {
                 let value = values.values()[row.number];
-                if !value.is_nan() && values.is_valid(row.number) {
+                if !value.is_nan() && values.nulls().is_none_or(|nulls| nulls.is_valid(row.number)) {
                     cells::add(cells, window.cells, window.sketches, row.ts, value);
                 }
             }
@@ -138,7 +144,10 @@ impl Window {
         }
         match self.plan.shape {
             Shape::Aligned { size, every } => {
-                let newest = row.ts.div_euclid(every) * every;
+                if !(self.newest..self.newest + every).contains(&row.ts) {
+                    self.newest = row.ts.div_euclid(every) * every;
+                }
+                let newest = self.newest;
                 if size == every
                     && let Some(mut window) = self.windows.current(row.slot, newest)
                 {
@@ -228,42 +237,47 @@ impl Window {
     }
 
     /// Emits the open windows of `device` whose end `ends` accepts, in order of start and sensor, forgets those that no row can
-    /// reach any more, and finds out when the device is due again. Gives the highest end closed.
-    fn close_until(&mut self, device: u32, position: Position, slots: &SlotDirectory, ends: impl Fn(i64) -> bool) -> Option<i64> {
-        let own: Vec<u32> = if self.plan.space == Space::Series { slots.series_of(device).collect() } else { vec![device] };
-        let mut closing = std::mem::take(&mut self.closing);
+    /// reach any more, and finds out when the device is due again.
+    #[inline(never)]
+    fn close_until(&mut self, device: u32, position: Position, slots: &SlotDirectory, ends: impl Fn(i64) -> bool) {
+        let (mut own, mut closing) = (std::mem::take(&mut self.own), std::mem::take(&mut self.closing));
+        own.clear();
         closing.clear();
-        for slot in own.iter().filter(|slot| (**slot as usize) < self.windows.len()) {
+        if self.plan.space == Space::Series {
+            own.extend(slots.series_of(device).filter(|slot| (*slot as usize) < self.windows.len()));
+        } else if (device as usize) < self.windows.len() {
+            own.push(device);
+        }
+        for slot in &own {
             let open = self.windows.places(*slot).filter(|place| !self.windows.emitted(*place) && ends(self.windows.end(*place)));
             closing.extend(open.map(|place| (self.windows.start(place), *slot, place)));
         }
-        if self.plan.space == Space::Series {
+        if self.plan.space == Space::Series && closing.len() > 1 {
             closing.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| slots.sensor_name(a.1).cmp(slots.sensor_name(b.1))));
         } else {
             closing.sort_by_key(|window| window.0);
         }
-        let mut highest = None;
+        let mut highest = i64::MIN;
         for (_, slot, place) in &closing {
             self.windows.mark_emitted(*place);
-            highest = highest.max(Some(self.windows.end(*place)));
+            highest = highest.max(self.windows.end(*place));
             self.finished.push(&self.plan, &mut self.windows, *slot, device, *place, position);
         }
-        self.closing = closing;
         if let Some(clock) = self.clocks.get(device) {
-            clock.now = clock.now.max(highest.unwrap_or(i64::MIN));
+            clock.now = clock.now.max(highest);
             let now = clock.now;
             self.forget(device, &own, now);
         }
-        highest
+        (self.own, self.closing) = (own, closing);
     }
 
     /// Drops windows that are past their lateness, and sets the device's due time.
     fn forget(&mut self, device: u32, own: &[u32], now: i64) {
         let lateness = if matches!(self.plan.shape, Shape::Session { .. }) { 0 } else { self.plan.allowed_lateness };
         let mut due = i64::MAX;
-        for slot in own.iter().filter(|slot| (**slot as usize) < self.windows.len()).copied().collect::<Vec<_>>() {
-            self.windows.drop_where(slot, |windows, place| windows.emitted(place) && windows.end(place) + lateness <= now);
-            for place in self.windows.places(slot) {
+        for slot in own {
+            self.windows.drop_where(*slot, |windows, place| windows.emitted(place) && windows.end(place) + lateness <= now);
+            for place in self.windows.places(*slot) {
                 let keep = if self.windows.emitted(place) { lateness } else { 0 };
                 due = due.min(self.windows.end(place) + keep);
             }
@@ -322,10 +336,14 @@ impl Operator for Window {
         let own = if self.plan.space == Space::Series { &batch.keys.series } else { &batch.keys.device };
         let (mut absorbed, mut late, mut no_room, mut far) = (0, Vec::new(), Vec::new(), Vec::new());
         for (number, ts) in times.values().iter().copied().enumerate() {
-            if refused.get(number).copied().unwrap_or_default() {
+            if let (Some(device), Some(slot)) = (batch.keys.device.get(number + AHEAD), own.get(number + AHEAD)) {
+                self.clocks.prefetch(*device);
+                self.windows.prefetch(*slot);
+            }
+            if !refused.is_empty() && refused[number] {
                 continue;
             }
-            if times.is_null(number) || !(-FARTHEST_US..=FARTHEST_US).contains(&ts) {
+            if times.nulls().is_some_and(|nulls| nulls.is_null(number)) || !(-FARTHEST_US..=FARTHEST_US).contains(&ts) {
                 far.push(number as u32);
                 continue;
             }
@@ -360,6 +378,11 @@ impl Operator for Window {
             });
         }
         self.send(slots, out);
+    }
+
+    fn pending(&self, device: u32, slots: &SlotDirectory) -> bool {
+        let open = |slot: u32| (slot as usize) < self.windows.len() && self.windows.places(slot).any(|place| !self.windows.emitted(place));
+        if self.plan.space == Space::Series { slots.series_of(device).any(open) } else { open(device) }
     }
 
     fn reject_codes(&self) -> Vec<Arc<str>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, Int64Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, UInt32Type, UInt64Type};
-use fieldstream_engine_api::{KeyedState, Space, StateError};
+use fieldstream_engine_api::{KeyedState, Space, StateError, prefetch};
 use sketches_ddsketch::DDSketch;
 
 use super::cells::{END, FLAGS, Layout, START, Window, join};
@@ -102,6 +102,14 @@ impl Windows {
         (window.cells[START] == start as u64 && window.cells[FLAGS] & (OPEN | EMITTED) == OPEN).then_some(window)
     }
 
+    /// Asks for the cells of a slot that a later row needs.
+    #[inline]
+    pub(super) fn prefetch(&self, slot: u32) {
+        let first = slot as usize * self.layout.stride;
+        prefetch(&self.slots.cells, first);
+        prefetch(&self.slots.cells, first + self.layout.stride - 1);
+    }
+
     /// All windows of a slot.
     pub(super) fn places(&self, slot: u32) -> impl Iterator<Item = Place> + '_ {
         std::iter::successors(Some(Place::Slot(slot)), |place| link(self.cells(*place)[FLAGS]))
@@ -142,19 +150,21 @@ impl Windows {
     pub(super) fn open(&mut self, slot: u32, start: i64, end: i64) -> Place {
         let own = Place::Slot(slot);
         let taken = self.cells(own)[FLAGS] & OPEN != 0;
-        let place = if taken && start < self.start(own) { self.add_to_pool(slot) } else { own };
+        let place = if taken && start < self.start(own) { Place::Pool(self.add_to_pool(slot)) } else { own };
         if taken && place == own {
             let moved = self.add_to_pool(slot);
-            self.copy(own, moved);
+            self.move_out(slot, moved);
         }
-        let layout = Arc::clone(&self.layout);
-        let window = self.window(place);
-        layout.open(window.cells, window.sketches, start, end);
+        let window = match place {
+            Place::Slot(row) => self.slots.window(&self.layout, row),
+            Place::Pool(row) => self.pool.window(&self.layout, row),
+        };
+        self.layout.open(window.cells, window.sketches, start, end);
         place
     }
 
     /// A pool row linked behind the slot's own window.
-    fn add_to_pool(&mut self, slot: u32) -> Place {
+    fn add_to_pool(&mut self, slot: u32) -> u32 {
         let row = self.free.pop().unwrap_or_else(|| {
             let row = self.pool.len(&self.layout);
             self.pool.resize(&self.layout, row + 1);
@@ -164,20 +174,16 @@ impl Windows {
         let own = self.cells(Place::Slot(slot))[FLAGS];
         self.window(place).cells[FLAGS] = with_link(0, link(own));
         self.window(Place::Slot(slot)).cells[FLAGS] = with_link(own, Some(place));
-        place
+        row
     }
 
-    /// Copies a window, its head included; the target keeps its link.
-    fn copy(&mut self, from: Place, to: Place) {
-        let Window { cells, sketches } = self.window(from);
-        let (cells, sketches): (Vec<u64>, Vec<_>) = (cells.to_vec(), sketches.iter_mut().map(Option::take).collect());
-        let target = self.window(to);
-        let next = link(target.cells[FLAGS]);
-        target.cells.copy_from_slice(&cells);
-        target.cells[FLAGS] = with_link(cells[FLAGS], next);
-        for (target, sketch) in target.sketches.iter_mut().zip(sketches) {
-            *target = sketch;
-        }
+    /// Moves the window of a slot to a row of the pool, which keeps its link.
+    fn move_out(&mut self, slot: u32, row: u32) {
+        let (from, to) = (self.slots.window(&self.layout, slot), self.pool.window(&self.layout, row));
+        let next = link(to.cells[FLAGS]);
+        to.cells.copy_from_slice(from.cells);
+        to.cells[FLAGS] = with_link(from.cells[FLAGS], next);
+        to.sketches.swap_with_slice(from.sketches);
     }
 
     /// Joins the accumulators of `from` into `into`; `from` stays.

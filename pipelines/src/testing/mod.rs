@@ -215,9 +215,9 @@ fn play(plan: &Plan, test: &TestConfig, spec: &PipelineSpec) -> Result<(Vec<Vec<
     let end = batches.last().map_or(0, |b| b.next_offset);
     let mut outputs = Vec::new();
     for batch in batches {
-        outputs.extend(partition.turn(batch));
+        outputs.extend(partition.turn(batch).map_err(|error| error.to_string())?);
     }
-    outputs.push(partition.decide(&end_of_input(end)));
+    outputs.push(partition.decide(&end_of_input(end)).map_err(|error| error.to_string())?);
     let inputs = spec.graph.sinks.last().map_or(0, |s| s.inputs.len());
     let mut rows = vec![Vec::new(); inputs];
     for sink_rows in outputs.into_iter().filter_map(|mut o| o.rows.pop()).flatten() {

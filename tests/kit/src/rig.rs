@@ -114,7 +114,15 @@ impl Rig {
 
     fn tick_slots(&mut self, tick: &Tick, devices: &[u32]) -> Turn {
         let mut out = Emitter::default();
-        self.operator.on_tick(tick, devices, &self.slots, &mut out);
+        let (pending, calm): (Vec<u32>, Vec<u32>) = devices.iter().partition(|d| self.operator.pending(**d, &self.slots));
+        if tick.time != TickTime::EndOfInput {
+            self.operator.on_tick(tick, &calm, &self.slots, &mut out);
+            let turn = self.close(&mut out, 0);
+            assert!(turn.sent.is_empty(), "devices that were not pending emitted on a tick");
+            self.operator.on_tick(tick, &pending, &self.slots, &mut out);
+        } else {
+            self.operator.on_tick(tick, devices, &self.slots, &mut out);
+        }
         self.close(&mut out, 0)
     }
 
