@@ -61,9 +61,8 @@ impl Coordinator<'_> {
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
-        let mut changed = false;
+        let changed = restored.checkpoint.as_ref().is_some_and(|checkpoint| self.note_changes(&checkpoint.data.plan_digest));
         if let Some(checkpoint) = &restored.checkpoint {
-            changed = self.note_changes(&checkpoint.data.plan_digest);
             hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
         }
         let start = hosted.complete_to();
