@@ -263,7 +263,8 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
             max_future: None,
         },
         checkpoint: CheckpointSpec { interval: Duration::from_millis(10), keep: 2 },
-        turn: TurnLimits { min_rows: 1, max_wait: Duration::ZERO, max_rows: 8192 },
+        // Small turns make many commits, also where a busy machine lets much input wait.
+        turn: TurnLimits { min_rows: 1, max_wait: Duration::ZERO, max_rows: 20 },
         max_active_devices: 1 << 20,
     };
     let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison, stop: None };
