@@ -11,6 +11,7 @@ use fieldstream_runtime::spec::{GraphSpec, Input, OperatorSpec, PipelineParts, P
 use fieldstream_schemas::decode::Decoder;
 use serde_json::Value;
 
+use crate::code::Code;
 use crate::plan::{Plan, PlannedOperator, PlannedSink, PlannedSource};
 use crate::problem::Problems;
 
@@ -35,7 +36,7 @@ pub fn build(plan: &Plan, options: &BuildOptions) -> Result<PipelineParts, Probl
         let inputs: Vec<SinkInput> = sink.inputs.iter().map(|(_, input)| input.clone()).collect();
         match (sink.kind.build)(&sink.options, &inputs, &context(plan, &sink.name, options)) {
             Ok(built) => sinks.push(SinkBox(built)),
-            Err(errors) => problems.extend(plan.document.problems(&sink.options_at, &errors)),
+            Err(errors) => problems.extend(plan.document.problems(Code::Options, &sink.options_at, &errors)),
         }
     }
     match input {
@@ -75,11 +76,11 @@ fn input(plan: &Plan, options: &BuildOptions, problems: &mut Problems) -> Option
         match source.kind.build {
             SourceBuild::Log(build) => match build(&source.options, &context) {
                 Ok(built) => return Some(Input::Log { log: built.log, finite: built.finite }),
-                Err(errors) => problems.extend(plan.document.problems(&source.options_at, &errors)),
+                Err(errors) => problems.extend(plan.document.problems(Code::Options, &source.options_at, &errors)),
             },
             SourceBuild::Receiver(build) => match build(&source.options, &context) {
                 Ok(receiver) => receivers.push((index, receiver)),
-                Err(errors) => problems.extend(plan.document.problems(&source.options_at, &errors)),
+                Err(errors) => problems.extend(plan.document.problems(Code::Options, &source.options_at, &errors)),
             },
         }
     }

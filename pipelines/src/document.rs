@@ -6,6 +6,7 @@ use fieldstream_engine_api::{ConfigError, ConfigErrors};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::code::Code;
 use crate::problem::{Problem, Problems, Severity, Span, split_serde_message};
 use crate::substitute::{Environment, Substituted, stand_ins, substitute};
 use crate::yaml::{self, Kind, Node, pointer_segment};
@@ -42,6 +43,7 @@ impl Document {
         let file: Arc<str> = file.into();
         let broken = |span, message: String| Problem {
             severity: Severity::Error,
+            code: Code::File,
             file: Arc::clone(&file),
             span,
             path: String::new(),
@@ -55,18 +57,23 @@ impl Document {
         let mut root = source.clone();
         let substituted = substitute(&mut root, environment);
         let document = Self { file, source, root, substituted };
-        let problems =
-            document.substituted.errors.iter().map(|(path, message, hint)| document.problem(path, message, hint.clone())).collect();
+        let problems = document
+            .substituted
+            .errors
+            .iter()
+            .map(|(path, message, hint)| document.problem(Code::Reference, path, message, hint.clone()))
+            .collect();
         Ok((document, problems))
     }
 
     /// An error at `pointer`.
     #[must_use]
-    pub fn problem(&self, pointer: &str, message: &str, hint: Option<String>) -> Problem {
+    pub fn problem(&self, code: Code, pointer: &str, message: &str, hint: Option<String>) -> Problem {
         let (message, unknown) = split_serde_message(message);
         let span = self.root.locate(pointer, message.starts_with("unknown field"));
         let problem = Problem {
             severity: Severity::Error,
+            code,
             file: Arc::clone(&self.file),
             span,
             path: pointer.to_owned(),
@@ -78,14 +85,14 @@ impl Document {
 
     /// A warning at `pointer`.
     #[must_use]
-    pub fn warning(&self, pointer: &str, message: &str, hint: Option<String>) -> Problem {
-        Problem { severity: Severity::Warning, ..self.problem(pointer, message, hint) }
+    pub fn warning(&self, code: Code, pointer: &str, message: &str, hint: Option<String>) -> Problem {
+        Problem { severity: Severity::Warning, ..self.problem(code, pointer, message, hint) }
     }
 
     /// A node's errors at their places; `base` is the pointer of what was checked.
     #[must_use]
-    pub fn problems(&self, base: &str, errors: &[ConfigError]) -> Problems {
-        errors.iter().map(|e| self.problem(&format!("{base}{}", e.path), &e.message, e.hint.clone())).collect()
+    pub fn problems(&self, code: Code, base: &str, errors: &[ConfigError]) -> Problems {
+        errors.iter().map(|e| self.problem(code, &format!("{base}{}", e.path), &e.message, e.hint.clone())).collect()
     }
 
     /// `text` without the value of any secret.

@@ -4,6 +4,7 @@
 //! configuration), [`mod@plan`] (names to ports, every edge's schema, all errors at once), [`mod@build`] (constructors).
 
 pub mod build;
+pub mod code;
 pub mod config;
 pub mod digest;
 pub mod document;
@@ -22,6 +23,7 @@ mod wiring;
 pub mod yaml;
 
 pub use build::{BuildOptions, build};
+pub use code::Code;
 pub use digest::digest;
 pub use explain::{Explanation, explain};
 pub use graph::{Graph, graph};

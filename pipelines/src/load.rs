@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::code::Code;
 use crate::document::Document;
 use crate::nodes::{Catalogue, read};
 use crate::plan::{Plan, plan};
@@ -40,7 +41,15 @@ pub fn load(path: &Path, environment: &Environment) -> Loaded {
         Err(error) => {
             let file = Arc::from(file);
             let message = format!("the file cannot be read: {error}");
-            let problem = Problem { severity: Severity::Error, file, span: Span::default(), path: String::new(), message, hint: None };
+            let problem = Problem {
+                severity: Severity::Error,
+                code: Code::File,
+                file,
+                span: Span::default(),
+                path: String::new(),
+                message,
+                hint: None,
+            };
             Loaded { plan: None, problems: vec![problem] }
         }
     }

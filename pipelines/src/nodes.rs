@@ -4,6 +4,7 @@ use fieldstream_engine_api::{ConfigErrors, OperatorKind, SinkKind, SourceKind};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::code::Code;
 use crate::config::{CheckpointConfig, DeadLetterConfig, LimitsConfig, OperatorConfig, SinkConfig, SourceConfig, TestConfig, TimeConfig};
 use crate::document::{Document, Outcome, read_value};
 use crate::problem::{Problems, did_you_mean};
@@ -106,27 +107,30 @@ pub fn read(document: &Document, catalogue: &Catalogue<'_>) -> (Config, Problems
 }
 
 impl Reader<'_> {
-    fn error(&mut self, pointer: &str, message: &str, hint: Option<String>) {
-        self.problems.push(self.document.problem(pointer, message, hint));
+    fn error(&mut self, code: Code, pointer: &str, message: &str, hint: Option<String>) {
+        self.problems.push(self.document.problem(code, pointer, message, hint));
     }
 
     fn top_level(&mut self) {
         for entry in self.document.root.entries() {
             if !SECTIONS.contains(&entry.key.as_str()) {
                 let message = format!("unknown field `{}`", entry.key);
-                self.error(&pointer_segment(&entry.key), &message, did_you_mean(&entry.key, SECTIONS));
+                self.error(Code::Shape, &pointer_segment(&entry.key), &message, did_you_mean(&entry.key, SECTIONS));
             }
         }
         match self.document.root.get("version").map(crate::yaml::Node::to_value) {
             Some(Value::Number(n)) if n.as_u64() == Some(1) => {}
-            Some(other) => {
-                self.error("/version", &format!("version {other} of the language is not known"), Some("write `version: 1`".to_owned()))
-            }
-            None => self.error("", "missing field `version`", Some("write `version: 1`".to_owned())),
+            Some(other) => self.error(
+                Code::Shape,
+                "/version",
+                &format!("version {other} of the language is not known"),
+                Some("write `version: 1`".to_owned()),
+            ),
+            None => self.error(Code::Shape, "", "missing field `version`", Some("write `version: 1`".to_owned())),
         }
         for section in ["sources", "sinks"] {
             if self.document.root.get(section).is_none_or(|node| node.entries().is_empty()) {
-                self.error(&pointer_segment(section), &format!("a pipeline needs at least one entry under `{section}`"), None);
+                self.error(Code::Shape, &pointer_segment(section), &format!("a pipeline needs at least one entry under `{section}`"), None);
             }
         }
     }
@@ -136,7 +140,7 @@ impl Reader<'_> {
             Some(Value::String(name)) => name,
             Some(_) => String::new(),
             None => {
-                self.error("", "missing field `pipeline`", Some("name the pipeline: `pipeline: my-pipeline`".to_owned()));
+                self.error(Code::Shape, "", "missing field `pipeline`", Some("name the pipeline: `pipeline: my-pipeline`".to_owned()));
                 return String::new();
             }
         };
@@ -149,7 +153,7 @@ impl Reader<'_> {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
         if name.is_empty() || name.len() > 64 || !name.chars().all(fits) || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
             let hint = "use lower-case letters, digits, `-` and `_`, beginning with a letter, at most 64".to_owned();
-            self.error(pointer, &format!("`{name}` cannot be a name"), Some(hint));
+            self.error(Code::Name, pointer, &format!("`{name}` cannot be a name"), Some(hint));
         }
     }
 
@@ -167,7 +171,7 @@ impl Reader<'_> {
             Outcome::Good(good, _) => Some(good),
             Outcome::Unknown => None,
             Outcome::Wrong(errors) => {
-                self.problems.extend(self.document.problems(base, &errors));
+                self.problems.extend(self.document.problems(Code::Shape, base, &errors));
                 None
             }
         }
@@ -186,7 +190,7 @@ impl Reader<'_> {
             let at = format!("/{section}{}", pointer_segment(&entry.key));
             self.check_name(&at, &entry.key);
             if entry.key == "dead_letter" {
-                self.error(&at, "the name `dead_letter` belongs to the section of that name", None);
+                self.error(Code::Name, &at, "the name `dead_letter` belongs to the section of that name", None);
             }
             match self.node(&entry.key, &at, sort, entry.value.to_value(), kinds, name_of) {
                 Some(node) => nodes.push(node),
@@ -216,7 +220,7 @@ impl Reader<'_> {
         name_of: fn(&K) -> &'static str,
     ) -> Option<RawNode<K, C>> {
         let Value::Object(fields) = value else {
-            self.error(at, &format!("a {sort} is a map with its kind"), did_you_mean("", kinds.iter().map(name_of)));
+            self.error(Code::Kind, at, &format!("a {sort} is a map with its kind"), did_you_mean("", kinds.iter().map(name_of)));
             return None;
         };
         let (common, rest): (Map<_, _>, Map<_, _>) = fields.into_iter().partition(|(key, _)| C::FIELDS.contains(&key.as_str()));
@@ -227,7 +231,7 @@ impl Reader<'_> {
             match kinds.iter().find(|k| name_of(k) == key) {
                 Some(_) if found.is_some() => {
                     failed = true;
-                    self.error(&options_at, &format!("{sort} `{name}` has two kinds"), Some("make two of it".to_owned()));
+                    self.error(Code::Kind, &options_at, &format!("{sort} `{name}` has two kinds"), Some("make two of it".to_owned()));
                 }
                 Some(kind) => found = Some((*kind, options_at, if options.is_null() { Value::Object(Map::new()) } else { options })),
                 None => {
@@ -235,6 +239,7 @@ impl Reader<'_> {
                     let known = C::FIELDS.iter().copied().chain(kinds.iter().map(name_of)).collect::<Vec<_>>();
                     // "unknown field" is what makes the place the key and not its value.
                     self.error(
+                        Code::Kind,
                         &options_at,
                         &format!("unknown field `{key}`: no kind of {sort}"),
                         did_you_mean(&key, known.iter().copied()),
@@ -245,7 +250,7 @@ impl Reader<'_> {
         let common = self.take(at, Value::Object(common), read_value::<C>);
         if found.is_none() && !failed {
             let known: Vec<_> = kinds.iter().map(name_of).collect();
-            self.error(at, &format!("{sort} `{name}` does not say its kind"), Some(format!("known: {}", known.join(", "))));
+            self.error(Code::Kind, at, &format!("{sort} `{name}` does not say its kind"), Some(format!("known: {}", known.join(", "))));
         }
         let ((kind, options_at, options), common) = found.filter(|_| !failed).zip(common)?;
         Some(RawNode { name: name.to_owned(), at: at.to_owned(), kind, options_at, options, common })

@@ -13,6 +13,7 @@ use fieldstream_schemas::readings_schema;
 use fieldstream_schemas::records::dead_letter_schema;
 use serde_json::Value;
 
+use crate::code::Code;
 use crate::config::{SourceConfig, TestConfig};
 use crate::document::{Document, Outcome};
 use crate::nodes::{Catalogue, Config, RawNode};
@@ -142,8 +143,8 @@ impl Planner<'_> {
         self.problems.push(problem);
     }
 
-    fn error(&mut self, pointer: &str, message: &str, hint: Option<String>) {
-        self.push(self.document.problem(pointer, message, hint));
+    fn error(&mut self, code: Code, pointer: &str, message: &str, hint: Option<String>) {
+        self.push(self.document.problem(code, pointer, message, hint));
     }
 
     fn distinct_names(&mut self) {
@@ -154,6 +155,7 @@ impl Planner<'_> {
         for (name, at) in all {
             if !seen.insert(name) {
                 self.error(
+                    Code::Name,
                     at,
                     &format!("there are two nodes called `{name}`"),
                     Some("names are shared by sources, operators and sinks".to_owned()),
@@ -168,7 +170,7 @@ impl Planner<'_> {
             Outcome::Good(good, value) => Some((good, value)),
             Outcome::Unknown => None,
             Outcome::Wrong(errors) => {
-                self.problems.extend(self.document.problems(at, &errors));
+                self.problems.extend(self.document.problems(Code::Options, at, &errors));
                 None
             }
         }
@@ -181,7 +183,7 @@ impl Planner<'_> {
             let log = config.sources.iter().rfind(|s| matches!(s.kind.build, SourceBuild::Log(_)));
             let at = log.map_or("/sources", |s| s.at.as_str());
             let hint = "make a pipeline of each, or receive all of them (a receiver writes to the journal, which is one log)";
-            self.error(at, "a pipeline reads one log", Some(hint.to_owned()));
+            self.error(Code::OneLog, at, "a pipeline reads one log", Some(hint.to_owned()));
         }
         let mut planned = Vec::new();
         for (index, node) in config.sources.iter().enumerate() {
@@ -201,7 +203,7 @@ impl Planner<'_> {
 
     fn decoder(&mut self, node: &RawNode<SourceKind, SourceConfig>) {
         if let Err((path, message)) = Decoder::new(&node.common.decode) {
-            self.error(&format!("{}/decode{path}", node.at), &message, None);
+            self.error(Code::Options, &format!("{}/decode{path}", node.at), &message, None);
         }
     }
 
@@ -209,7 +211,7 @@ impl Planner<'_> {
         let config = self.config;
         let (order, cycles) = sort_operators(&config.operators);
         for (at, message) in cycles {
-            self.error(&at, &message, Some("rows flow one way only".to_owned()));
+            self.error(Code::Cycle, &at, &message, Some("rows flow one way only".to_owned()));
         }
         // All names are known before any input is looked up, so that a wrong one gets a good suggestion.
         self.ports.names(config.operators.iter().map(|o| o.name.as_str()), config.sinks.iter().map(|s| s.name.as_str()));
@@ -230,6 +232,7 @@ impl Planner<'_> {
             if matches!(port, PortRef::Rejected { .. } | PortRef::SourceRejected { .. }) {
                 let hint = "send it to a sink; a second pipeline may read that".to_owned();
                 self.error(
+                    Code::Input,
                     &input_pointer(&node.at, node.common.inputs.all(), i),
                     &format!("an operator cannot read the dead letters of `{name}`"),
                     Some(hint),
@@ -242,7 +245,7 @@ impl Planner<'_> {
             if *edge != input {
                 let message = format!("`{name}` has other columns than `{first_name}`: {}", difference(&input, edge));
                 let hint = "the inputs of an operator have the same columns; put a `map` before it".to_owned();
-                self.error(&input_pointer(&node.at, node.common.inputs.all(), i), &message, Some(hint));
+                self.error(Code::Columns, &input_pointer(&node.at, node.common.inputs.all(), i), &message, Some(hint));
                 return None;
             }
         }
@@ -272,7 +275,7 @@ impl Planner<'_> {
     /// The ports that `names` mean, with their edges; `None` when one of them is wrong or not known.
     fn inputs(&mut self, at: &str, names: &[String]) -> Option<Vec<(PortRef, Arc<str>, Edge)>> {
         if names.is_empty() {
-            self.error(&format!("{at}/inputs"), "a node needs an input", None);
+            self.error(Code::Input, &format!("{at}/inputs"), "a node needs an input", None);
             return None;
         }
         let mut found = Some(Vec::new());
@@ -280,7 +283,7 @@ impl Planner<'_> {
         for (i, name) in names.iter().enumerate() {
             let pointer = input_pointer(at, names, i);
             if !seen.insert(name) {
-                self.error(&pointer, &format!("`{name}` is named twice"), None);
+                self.error(Code::Input, &pointer, &format!("`{name}` is named twice"), None);
                 found = None;
                 continue;
             }
@@ -292,7 +295,7 @@ impl Planner<'_> {
                 }
                 Ok(None) => found = None,
                 Err((message, hint)) => {
-                    self.error(&pointer, &message, hint);
+                    self.error(Code::Input, &pointer, &message, hint);
                     found = None;
                 }
             }
@@ -356,7 +359,7 @@ impl Planner<'_> {
             if let Some(other) = taken.get(&place) {
                 let message = format!("`{}` and `{}` write to one path, {}", other.name, sink.name, place.display());
                 let hint = "give each sink a path of its own, or name all inputs in one sink".to_owned();
-                self.error(&sink.options_at, &message, Some(hint));
+                self.error(Code::OnePath, &sink.options_at, &message, Some(hint));
             } else {
                 taken.insert(place, sink);
             }
@@ -370,7 +373,7 @@ impl Planner<'_> {
         for (i, name) in config.discard.iter().enumerate() {
             match self.ports.take(name) {
                 Ok(found) => discarded.extend(found.map(|(port, _)| port)),
-                Err((message, hint)) => self.error(&format!("/discard/{i}"), &message, hint),
+                Err((message, hint)) => self.error(Code::Input, &format!("/discard/{i}"), &message, hint),
             }
         }
         if config.unreadable.iter().any(|n| n == "dead_letter") {
@@ -388,11 +391,11 @@ impl Planner<'_> {
             let pointer = at.get(node).copied().unwrap_or_default();
             let hint = format!("name it in the `inputs` of a sink, or under `discard: [{name}]`");
             if is_dead_end(&name) {
-                self.error(pointer, &format!("`{name}` leads nowhere"), Some(format!("add a `dead_letter:`, {hint}")));
+                self.error(Code::LooseEnd, pointer, &format!("`{name}` leads nowhere"), Some(format!("add a `dead_letter:`, {hint}")));
             } else if config.sources.iter().any(|s| s.name == name) && config.unreadable.is_empty() {
-                self.error(pointer, &format!("nothing reads `{name}`"), None);
+                self.error(Code::LooseEnd, pointer, &format!("nothing reads `{name}`"), None);
             } else if config.unreadable.is_empty() && !never_used(&name, config) {
-                self.push(self.document.warning(pointer, &format!("nothing reads `{name}`"), Some(hint)));
+                self.push(self.document.warning(Code::LooseEnd, pointer, &format!("nothing reads `{name}`"), Some(hint)));
             }
         }
         discarded
@@ -401,7 +404,12 @@ impl Planner<'_> {
     /// A catalogue without any kind of a sort is a build without its features: say so once.
     fn used_kinds(&mut self, catalogue: &Catalogue<'_>) {
         if catalogue.sources.is_empty() || catalogue.sinks.is_empty() {
-            self.error("", "this program was built without any connector", Some("build it with its default features".to_owned()));
+            self.error(
+                Code::Build,
+                "",
+                "this program was built without any connector",
+                Some("build it with its default features".to_owned()),
+            );
         }
     }
 }

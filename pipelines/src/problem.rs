@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::code::Code;
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,6 +31,8 @@ pub struct Span {
 pub struct Problem {
     /// How bad it is.
     pub severity: Severity,
+    /// What kind of problem it is.
+    pub code: Code,
     /// The file as it was named by the caller.
     pub file: Arc<str>,
     /// Where in the file.
@@ -49,8 +53,8 @@ impl fmt::Display for Problem {
             write!(f, ":{}:{}", self.span.line, self.span.column)?;
         }
         match self.severity {
-            Severity::Error => f.write_str(": error: ")?,
-            Severity::Warning => f.write_str(": warning: ")?,
+            Severity::Error => write!(f, ": error[{}]: ", self.code)?,
+            Severity::Warning => write!(f, ": warning[{}]: ", self.code)?,
         }
         f.write_str(&self.message)?;
         self.hint.as_ref().map_or(Ok(()), |hint| write!(f, " ({hint})"))

@@ -20,6 +20,7 @@ use fieldstream_runtime::spec::{Gather, PipelineSpec, PortRef, SinkSpec};
 use serde::Serialize;
 
 use crate::build::spec;
+use crate::code::Code;
 use crate::config::{ExpectConfig, TestConfig};
 use crate::load::load;
 use crate::nodes::Catalogue;
@@ -101,8 +102,9 @@ pub fn run(plan: &Plan) -> Vec<TestOutcome> {
 pub fn check(plan: &Plan) -> Problems {
     let mut problems = Vec::new();
     for (t, test) in plan.tests.iter().enumerate() {
-        let mut error =
-            |at: String, message: String, hint| problems.push(plan.document.problem(&format!("/tests/{t}{at}"), &message, hint));
+        let mut error = |at: String, message: String, hint| {
+            problems.push(plan.document.problem(Code::Tests, &format!("/tests/{t}{at}"), &message, hint))
+        };
         for (at, message) in input::check(plan, test) {
             let hint = if at.ends_with("/into") { did_you_mean("", plan.sources.iter().map(|s| &*s.name)) } else { None };
             error(at, message, hint);
