@@ -1,31 +1,14 @@
-//! Payloads to rows: the JSON decoder over the reference job's lines, beside what a general parser needs for the same fields.
+//! Payloads to rows: the JSON decoder over the reference job's lines.
 #![allow(missing_docs, unreachable_pub, dead_code)] // criterion's macros make public functions; data/ serves other benches too
 
 #[path = "../data/lines.rs"]
 mod lines;
 
-use std::borrow::Cow;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use fieldstream_schemas::PayloadBlock;
 use fieldstream_schemas::decode::{DecodeConfig, Decoder};
 use serde_json::json;
-
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Line<'a> {
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(borrow)]
-    device_id: Cow<'a, str>,
-    #[serde(borrow)]
-    sensor_id: Cow<'a, str>,
-    #[serde(borrow)]
-    timestamp: Cow<'a, str>,
-    value: f64,
-    quality: f64,
-}
 
 fn config(options: serde_json::Value) -> DecodeConfig {
     serde_json::from_value(options).unwrap_or_else(|e| panic!("{e}"))
@@ -33,10 +16,6 @@ fn config(options: serde_json::Value) -> DecodeConfig {
 
 fn decoder(config: &DecodeConfig) -> Decoder {
     Decoder::new(config).unwrap_or_else(|e| panic!("{e:?}"))
-}
-
-fn parsed(block: &PayloadBlock) -> usize {
-    (0..block.entries.len()).filter(|i| sonic_rs::from_slice::<Line<'_>>(block.payload(*i)).map(black_box).is_ok()).count()
 }
 
 fn decode(c: &mut Criterion) {
@@ -49,7 +28,6 @@ fn decode(c: &mut Criterion) {
     ];
     let mut group = c.benchmark_group("decode");
     group.throughput(Throughput::Elements(block.entries.len() as u64));
-    group.bench_function("sonic-rs, fields only", |b| b.iter(|| parsed(&block)));
     for (name, options) in configs {
         let mut decoder = decoder(&config(options));
         group.bench_function(name, |b| b.iter(|| black_box(decoder.decode(&block)).positions.len()));

@@ -1,6 +1,8 @@
 //! Lines as the reference job's generator makes them, in memory: mostly one shape, and the same shares of everything else.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use fieldstream_schemas::time::format_rfc3339;
@@ -101,24 +103,35 @@ pub(crate) fn blocks(text: &[u8]) -> Vec<PayloadBlock> {
     let mut blocks = Vec::new();
     let mut from = 0;
     while from < text.len() {
-        let limit = text.len().min(from + BLOCK);
-        let to = text[from..limit].iter().rposition(|b| *b == b'\n').map_or(limit, |end| from + end + 1);
-        let mut entries = Vec::new();
-        let mut start = 0;
-        for line in text[from..to].split_inclusive(|b| *b == b'\n') {
-            let len = line.strip_suffix(b"\n").unwrap_or(line).len() as u32;
-            entries.push(PayloadEntry { offset: (from + start) as u64, start: start as u32, len, ingest_us: None });
-            start += line.len();
-        }
-        blocks.push(PayloadBlock { data: text[from..to].to_vec().into(), entries, keys: None, topics: None });
-        from = to;
+        let block = block(text[from..text.len().min(from + BLOCK)].to_vec(), from as u64);
+        from += block.data.len();
+        blocks.push(block);
     }
     blocks
 }
 
-/// The partitions of a run: `folder/p*.ndjson` where one is given, or made-up lines in the shape of one such file.
-pub(crate) fn partitions(folder: Option<&Path>) -> Vec<Vec<PayloadBlock>> {
-    let Some(folder) = folder else { return vec![blocks(&lines(250_000, 2500))] };
-    let file = |number: usize| std::fs::read(folder.join(format!("p{number}.ndjson"))).ok();
-    (0..).map_while(file).map(|text| blocks(&text)).collect()
+/// The whole lines of `text`, which begins at `offset`.
+fn block(mut text: Vec<u8>, offset: u64) -> PayloadBlock {
+    text.truncate(memchr::memrchr(b'\n', &text).map_or(text.len(), |end| end + 1));
+    let mut entries = Vec::with_capacity(text.len() / 128);
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', &text) {
+        entries.push(PayloadEntry { offset: offset + start as u64, start: start as u32, len: (end - start) as u32, ingest_us: None });
+        start = end + 1;
+    }
+    PayloadBlock { data: text.into(), entries, keys: None, topics: None }
+}
+
+/// Reads a file as the `file` source does and hands its blocks over.
+pub(crate) fn read(file: &Path, mut each: impl FnMut(&PayloadBlock)) {
+    let file = File::open(file).unwrap_or_else(|e| panic!("{e}"));
+    let end = file.metadata().map_or(0, |m| m.len());
+    let mut at = 0;
+    while at < end {
+        let mut text = vec![0; BLOCK.min((end - at) as usize)];
+        file.read_exact_at(&mut text, at).unwrap_or_else(|e| panic!("{e}"));
+        let block = block(text, at);
+        at += block.data.len() as u64;
+        each(&block);
+    }
 }

@@ -9,8 +9,6 @@
 #![allow(clippy::print_stdout)] // a bench's table belongs on stdout
 
 mod bare;
-#[path = "../data/by_hand.rs"]
-mod by_hand;
 mod commands;
 mod devices;
 #[path = "../data/engine.rs"]

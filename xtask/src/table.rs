@@ -90,7 +90,7 @@ pub(crate) const ROOMS: &[Room] = &[
     Room {
         package: "fieldstream",
         uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-connectors", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tokio", "tracing", "tracing-subscriber"],
-        tests_use: &["arrow", "criterion", "fieldstream-checkpoint", "fieldstream-engine-api", "fieldstream-journal", "foldhash", "rdkafka", "sonic-rs", "sqlx", "tempfile", "uuid"],
+        tests_use: &["arrow", "criterion", "fieldstream-checkpoint", "fieldstream-engine-api", "fieldstream-journal", "memchr", "rdkafka", "sqlx", "tempfile", "uuid"],
         why: "the command line and its own tests",
     },
     Room {
