@@ -438,6 +438,12 @@ impl Coordinator<'_> {
                 outcome.map_err(|error| PipelineError::Sink { sink: Arc::clone(&sink.name), error })?;
             }
         }
+        // The marks of a replay are there before its rows are counted: what a sink told last has not been heard yet.
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Durable { sink, shares } = event {
+                self.on_durable(sink, &shares);
+            }
+        }
         for owned in self.owned.values() {
             owned.store.release(owned.generation).await?;
         }

@@ -202,6 +202,21 @@ fn a_pipeline_ends_when_the_rest_of_the_journal_belongs_to_others() {
 }
 
 #[test]
+fn rows_that_were_durable_before_a_replay_are_counted_to_the_last() {
+    let service = Arc::new(Mutex::new(Service::default()));
+    for _ in 0..8 {
+        // The checkpoints are lost, the marks are not: everything is read again and nothing is delivered twice.
+        let dir = tempfile::tempdir().unwrap();
+        service.lock().unwrap().owner.clear();
+        let (_stop, stopped) = watch::channel(false);
+        let (report, _) = on_system(start_stoppable(dir.path(), parts(&service, 0, None), "", stopped));
+        assert_exact(&service.lock().unwrap(), &[]);
+        assert!(report.ledger.balanced, "{:?}", report.ledger);
+        assert_eq!(report.ledger.delivered["out"], u64::from(PARTITIONS) * PAYLOADS);
+    }
+}
+
+#[test]
 fn a_changed_plan_goes_on_with_its_state_and_says_what_changed() {
     let service = Arc::new(Mutex::new(Service::default()));
     let dir = tempfile::tempdir().unwrap();
