@@ -37,6 +37,16 @@ impl Job {
         Self { dir, pipeline: example(), lines, answer }
     }
 
+    /// The same job with room for so many devices a partition: most of them lie on disk, most of the time.
+    fn with_room_for(mut self, devices: usize) -> Self {
+        let text = fs::read_to_string(example()).expect("the example is there");
+        self.pipeline = self.dir.path().join("small.yaml");
+        let limited = text.replacen("version: 1\n", &format!("version: 1\nlimits: {{ active_devices: {devices} }}\n"), 1);
+        assert_ne!(text, limited);
+        fs::write(&self.pipeline, limited).expect("a file");
+        self
+    }
+
     fn output(&self) -> PathBuf {
         self.dir.path().join("out")
     }
@@ -143,6 +153,12 @@ fn close(row: &Value, name: &str, wanted: f64) {
 }
 
 #[test]
+fn devices_that_leave_memory_change_nothing() {
+    let job = Job::new(60, 60, 8).with_room_for(3);
+    job.check(&job.run(&[]));
+}
+
+#[test]
 fn the_reference_job_gives_exactly_the_right_rows() {
     let job = Job::new(60, 60, 7);
     let codes: Vec<&str> = job.answer.rejects.values().map(|(code, _)| *code).collect();
@@ -197,7 +213,9 @@ fn with_checkpoints_every(interval: &str, dir: &Path) -> PathBuf {
     let head = "pipeline: sensor-alerts\n";
     assert!(text.contains(head));
     let path = dir.join("sensor-alerts.yaml");
-    let text = text.replacen(head, &format!("{head}checkpoint: {{ interval: {interval}, keep: 2 }}\n"), 1);
+    // Room for few devices: what is on disk must come back from a checkpoint, too.
+    let more = format!("checkpoint: {{ interval: {interval}, keep: 2 }}\nlimits: {{ active_devices: 20 }}\n");
+    let text = text.replacen(head, &format!("{head}{more}"), 1);
     fs::write(&path, text).expect("the pipeline is written");
     path
 }

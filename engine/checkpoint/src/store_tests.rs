@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 
-use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
 use fieldstream_engine_api::{LogId, Position, Space};
 use object_store::memory::InMemory;
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::cold::ColdStore;
 use crate::{StateTable, Table};
 
 fn key() -> PartitionKey {
@@ -284,4 +285,53 @@ async fn partitions_do_not_see_each_other() {
     a.save(generation, 0, &data(10, 0)).await.unwrap();
     assert!(b.latest(None).await.unwrap().checkpoint.is_none());
     assert_eq!(b.claim().await.unwrap().generation, Generation(1));
+}
+
+/// Cold rows of the devices `names`, as the runtime would put them.
+fn cold_rows(names: &[&str]) -> RecordBatch {
+    let ids: ArrayRef = Arc::new(StringArray::from(names.to_vec()));
+    let seen: ArrayRef = Arc::new(Int64Array::from(vec![7; names.len()]));
+    let pending: ArrayRef = Arc::new(BooleanArray::from(vec![false; names.len()]));
+    RecordBatch::try_from_iter([("device_id", ids), ("last_seen", seen), ("pending", pending)]).unwrap()
+}
+
+#[tokio::test]
+async fn cold_files_are_shared_by_checkpoints_verified_and_pruned_with_the_last() {
+    let (dir, work) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let store = open(&dir).await;
+    let generation = owner(&store).await;
+    let folder = store.cold_folder(work.path(), generation).unwrap();
+    let mut cold = ColdStore::create(&folder, &format!("{:020}", generation.0)).unwrap();
+    for (number, device) in (0..).zip(["a", "b", "c", "d"]) {
+        cold.put(&cold_rows(&[device])).unwrap();
+        // The fourth file is one too many: all are merged, and the older checkpoints keep theirs.
+        cold.wait_idle();
+        let saved = CheckpointData { cold: cold.segments().unwrap(), absent: number + 1, ..data(number, 0) };
+        store.save(generation, number, &saved).await.unwrap();
+    }
+    assert_eq!(files(&dir, "cold").len(), 4, "a, b, c, and the merged one");
+    store.prune(generation, 2).await.unwrap();
+    assert_eq!(files(&dir, "cold").len(), 4, "the checkpoint before the newest needs a, b and c");
+
+    let next = store.claim().await.unwrap().generation;
+    let folder = store.cold_folder(work.path(), next).unwrap();
+    let restored = store.latest(Some(&folder)).await.unwrap().checkpoint.unwrap();
+    assert_eq!((restored.data.absent, restored.data.cold.len()), (4, 1));
+    let mut again = ColdStore::create(&work.path().join("other"), "other").unwrap();
+    fs::copy(&restored.data.cold[0].path, work.path().join("other").join(&restored.data.cold[0].name)).unwrap();
+    again.attach(&restored.data.cold[0].name).unwrap();
+    assert_eq!(again.find(&["a", "b", "c", "d"]).unwrap()[0].num_rows(), 4);
+
+    // The newest checkpoint's file is damaged: the one before it, with three files, takes its place.
+    let newest = files(&dir, "cold").pop().unwrap();
+    let mut bytes = fs::read(&newest).unwrap();
+    bytes[100] ^= 1;
+    fs::remove_file(&newest).unwrap();
+    fs::write(&newest, bytes).unwrap();
+    let folder = store.cold_folder(work.path(), next).unwrap();
+    let fallen = store.latest(Some(&folder)).await.unwrap();
+    assert_eq!((fallen.checkpoint.unwrap().data.cold.len(), fallen.notes.len()), (3, 1));
+
+    store.prune(next, 1).await.unwrap();
+    assert_eq!(files(&dir, "cold"), [newest], "no kept checkpoint needs the others");
 }
