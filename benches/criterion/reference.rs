@@ -11,7 +11,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 fn reference(c: &mut Criterion) {
     let blocks = lines::blocks(&lines::lines(250_000, 2500));
     let rows = blocks.iter().map(|b| b.entries.len() as u64).sum();
-    let spec = engine::plan(engine::REFERENCE);
+    let spec = engine::reference();
     let mut group = c.benchmark_group("reference job");
     group.throughput(Throughput::Elements(rows)).sample_size(10);
     group.bench_function("partition", |b| {

@@ -11,12 +11,14 @@ use fieldstream_runtime::spec::PipelineSpec;
 use fieldstream_schemas::PayloadBlock;
 
 /// The reference job's pipeline.
-pub(crate) const REFERENCE: &str = include_str!("../../pipelines/examples/sensor-alerts.yaml");
+pub(crate) fn reference() -> PipelineSpec {
+    plan(include_str!("../../pipelines/examples/sensor-alerts.yaml"), &["input", "output"])
+}
 
-/// Plans a pipeline.
-pub(crate) fn plan(text: &str) -> PipelineSpec {
-    let vars = [("input", "unused"), ("output", "unused")].map(|(k, v)| (k.to_owned(), v.to_owned()));
-    let environment = Environment { vars: vars.into(), ..Environment::default() };
+/// Plans a pipeline, whose variables do not matter: its connectors are not built.
+pub(crate) fn plan(text: &str, vars: &[&str]) -> PipelineSpec {
+    let vars = vars.iter().map(|name| ((*name).to_owned(), "unused".to_owned())).collect();
+    let environment = Environment { vars, ..Environment::default() };
     let loaded = load_text(&Path::new("bench.yaml").display().to_string(), text, &environment, &Catalogue::built_in());
     match loaded.into_result() {
         Ok((plan, _)) => build::spec(&plan),

@@ -44,7 +44,7 @@ fn status(field: &str) -> u64 {
 
 /// Prints the bar's line.
 pub(crate) fn run() {
-    let spec = engine::plan(PIPELINE);
+    let spec = engine::plan(PIPELINE, &[]);
     let mut random = lines::Random(3);
     let mut text = String::new();
     let mut feed = |partition: &mut fieldstream_runtime::partition::Partition, devices: std::ops::Range<u64>, reading: u64| {

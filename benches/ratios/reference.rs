@@ -76,7 +76,7 @@ pub(crate) fn run(given: Option<&Path>) {
         std::fs::write(made.path().join("p0.ndjson"), lines::lines(250_000, 2500)).unwrap_or_else(|e| panic!("{e}"));
     }
     let (folder, program) = (given.unwrap_or(made.path()), yardstick());
-    let (files, spec) = (files(folder), engine::plan(engine::REFERENCE));
+    let (files, spec) = (files(folder), engine::reference());
     let (mut rounds, mut answer) = (Rounds::default(), Answer::default());
     for round in 0..=ROUNDS {
         let (by_hand, expected) = by_hand(&program, folder);

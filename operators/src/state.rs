@@ -50,6 +50,12 @@ impl<E: Entry> Dense<E> {
         self.entries.get(slot as usize).copied().unwrap_or(E::BLANK)
     }
 
+    /// True when `test` holds for the entries of all `slots` that there are.
+    #[inline]
+    pub(crate) fn all(&self, slots: &[u32], test: impl Fn(&E) -> bool) -> bool {
+        slots.iter().fold(true, |all, slot| all & self.entries.get(*slot as usize).is_none_or(&test))
+    }
+
     #[cold]
     #[inline(never)]
     fn make_room(&mut self, index: usize) {

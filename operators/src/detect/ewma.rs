@@ -91,8 +91,13 @@ pub(super) struct Ewma {
     z: f64,
     warmup: u32,
     min_var: f64,
+    /// A squared distance below so many variances is normal, however it is rounded; 0 where squares of `z` are no good.
+    surely: f64,
     state: Dense<Moments>,
 }
+
+/// Above this, squares keep their precision.
+const SQUARES: f64 = 1e-200;
 
 impl Ewma {
     pub(super) fn new(options: &EwmaOptions, space: Space) -> Result<Self, ConfigErrors> {
@@ -110,7 +115,8 @@ impl Ewma {
             return Err(errors);
         }
         let EwmaOptions { alpha, z, warmup, min_var, .. } = *options;
-        Ok(Self { alpha, keep: 1.0 - alpha, z, warmup: warmup.max(1), min_var, state: Dense::new(space) })
+        let surely = if (1e-100..1e100).contains(&z) { z * z * (1.0 - 1e-9) } else { 0.0 };
+        Ok(Self { alpha, keep: 1.0 - alpha, z, warmup: warmup.max(1), min_var, surely, state: Dense::new(space) })
     }
 }
 
@@ -134,6 +140,9 @@ impl Method for Ewma {
             *state = Moments::BLANK;
         }
         if before.count < self.warmup || before.variance <= self.min_var {
+            return Verdict::NORMAL;
+        }
+        if before.variance > SQUARES && delta * delta < self.surely * before.variance {
             return Verdict::NORMAL;
         }
         let spread = before.variance.sqrt();

@@ -3,6 +3,7 @@
 use arrow::array::{Array, AsArray, BooleanArray, Float64Array, TimestampMicrosecondArray};
 use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
 use fieldstream_engine_api::{AHEAD, Emitter, KeyedBatch, KeyedState, Operator, Output, SlotDirectory, Space};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::alerts::{Alerts, Event};
@@ -10,6 +11,9 @@ use super::episode::{Delays, Episode, Phase};
 use super::verdict::{Level, Method, Verdict};
 use crate::expr::{CODE, Expr};
 use crate::state::Dense;
+
+/// Rows looked at together, before each by itself.
+const STRETCH: usize = 64;
 
 /// How it tells.
 #[derive(Debug)]
@@ -78,15 +82,43 @@ impl<M: Method> Detect<M> {
     fn judge_all(&mut self, batch: &KeyedBatch, columns: &Columns<'_>, slots: &SlotDirectory) {
         let own = if self.space == Space::Series { &batch.keys.series } else { &batch.keys.device };
         let plain = columns.values.null_count() == 0 && columns.ts.null_count() == 0 && columns.judged.is_none();
-        let rows = columns.values.values().iter().zip(columns.ts.values()).zip(own);
-        for (row, ((value, ts), slot)) in rows.enumerate() {
+        for first in (0..batch.len()).step_by(STRETCH) {
+            let rows = first..batch.len().min(first + STRETCH);
+            if !self.nothing_in(&columns.values.values()[rows.clone()], &own[rows.clone()]) {
+                self.judge_rows(batch, rows, columns, own, plain, slots);
+            }
+        }
+    }
+
+    /// True when all values are normal and no episode is under way, so that no row needs to be looked at by itself.
+    #[inline(always)]
+    fn nothing_in(&self, values: &[f64], own: &[u32]) -> bool {
+        self.method.all_normal(values)
+            && match &self.telling {
+                Telling::Rows => true,
+                Telling::Episodes { state, .. } => state.all(own, |episode| episode.phase == Phase::Quiet),
+            }
+    }
+
+    #[inline(always)]
+    fn judge_rows(
+        &mut self,
+        batch: &KeyedBatch,
+        rows: Range<usize>,
+        columns: &Columns<'_>,
+        own: &[u32],
+        plain: bool,
+        slots: &SlotDirectory,
+    ) {
+        let (values, times) = (&columns.values.values()[rows.clone()], &columns.ts.values()[rows.clone()]);
+        for (((row, value), ts), slot) in rows.clone().zip(values).zip(times).zip(&own[rows]) {
             if let Some(later) = own.get(row + AHEAD) {
                 self.method.prefetch(*later);
                 if let Telling::Episodes { state, .. } = &self.telling {
                     state.prefetch(*later);
                 }
             }
-            if value.is_nan() || M::FINITE && value.is_infinite() {
+            if !value.is_finite() && (M::FINITE || value.is_nan()) {
                 continue;
             }
             if !plain && !columns.has(row) {

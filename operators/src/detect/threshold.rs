@@ -64,6 +64,13 @@ impl Method for Threshold {
         Verdict { level, limit, deviation: value - limit, confidence: 1.0, ..Verdict::NORMAL }
     }
 
+    #[inline(always)]
+    fn all_normal(&self, values: &[f64]) -> bool {
+        // Without a jump, so that several values are compared at a time.
+        let far = |value: f64| (value - self.above > -self.deadband) | (self.below - value > -self.deadband);
+        !values.iter().fold(false, |any, value| any | far(*value))
+    }
+
     fn state(&mut self) -> Option<&mut dyn KeyedState> {
         None
     }

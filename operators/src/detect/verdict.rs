@@ -47,6 +47,14 @@ pub(super) trait Method: Send {
     /// Judges a value, then learns from it. Called in row order.
     fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Verdict;
 
+    /// True when nothing could be said of any of these values but that it is normal, and nothing is learned from them. NaN is not
+    /// judged and does not count.
+    #[inline(always)]
+    fn all_normal(&self, values: &[f64]) -> bool {
+        let _ = values;
+        false
+    }
+
     /// Asks for the state of a slot, which a later row needs.
     #[inline]
     fn prefetch(&self, slot: u32) {

@@ -117,7 +117,7 @@ struct Row {
 type Inputs = Vec<Option<Float64Array>>;
 
 /// Adds row `row` to a window.
-#[inline]
+#[inline(always)]
 fn add(layout: &Layout, inputs: &Inputs, window: &mut cells::Window<'_>, row: &Row) {
     for (cells, input) in layout.inputs.iter().zip(inputs) {
         match input {
@@ -133,6 +133,7 @@ fn add(layout: &Layout, inputs: &Inputs, window: &mut cells::Window<'_>, row: &R
 }
 
 impl Window {
+    #[inline(always)]
     fn row(&mut self, row: &Row, inputs: &Inputs, slots: &SlotDirectory) -> Fate {
         let now = row.ts - self.plan.out_of_orderness;
         let Some(clock) = self.clocks.get(row.device) else { return Fate::NoRoom };
@@ -163,6 +164,9 @@ impl Window {
     fn aligned(&mut self, row: &Row, inputs: &Inputs, newest: i64, size: i64, every: i64) -> Fate {
         let Some(clock) = self.clocks.get(row.device).copied() else { return Fate::NoRoom };
         let lateness = self.plan.allowed_lateness;
+        if size == every && newest + size > clock.now {
+            return self.tumbling(row, inputs, newest, newest + size);
+        }
         let starts = std::iter::successors(Some(newest), |start| Some(start - every)).take_while(|start| start + size > row.ts);
         let taken: Vec<(i64, Option<Place>)> = starts
             .filter(|start| start + size > clock.now || start + size + lateness > clock.now)
@@ -190,6 +194,18 @@ impl Window {
                 self.due(row.device, end + lateness);
             }
         }
+        Fate::Absorbed
+    }
+
+    /// A row in time for its one window, which is not the slot's newest, or not there yet.
+    fn tumbling(&mut self, row: &Row, inputs: &Inputs, start: i64, end: i64) -> Fate {
+        let place = match self.windows.find(row.slot, start) {
+            Some(place) => place,
+            None if self.windows.places(row.slot).count() >= self.plan.max_open => return Fate::NoRoom,
+            None => self.windows.open(row.slot, start, end),
+        };
+        add(&self.plan.layout, inputs, &mut self.windows.window(place), row);
+        self.due(row.device, end);
         Fate::Absorbed
     }
 

@@ -20,6 +20,9 @@ impl JsonReader {
     pub(super) fn payload(&mut self, payload: &Payload<'_>, out: &mut Output<'_>) {
         let (start, end) = trim(payload.data, payload.start, payload.end);
         let text = payload.data.get(..end).unwrap_or_default();
+        if payload.utf8 && !self.object.wide && text.get(start) == Some(&b'{') && self.one_object(payload, text, start, out) {
+            return;
+        }
         let lines = memchr::memchr(b'\n', text.get(start..).unwrap_or_default()).is_some();
         if lines && !(payload.utf8 && is_one_value(text, start)) {
             // A broken array is one broken thing, unless its first line is complete.
@@ -30,6 +33,20 @@ impl JsonReader {
             }
         }
         self.value(&Piece { payload, text, start, bytes: payload.start..payload.end }, out);
+    }
+
+    /// Takes the payload for one object, as it nearly always is. False when it is not; nothing is done then.
+    #[inline]
+    fn one_object(&mut self, payload: &Payload<'_>, text: &[u8], start: usize, out: &mut Output<'_>) -> bool {
+        let Output { columns, accounts } = out;
+        let mut read = false;
+        self.object.read(&mut Cursor::new(text, start), &self.checks, &payload.around, columns, |outcome| {
+            read = outcome.is_ok();
+            if read {
+                accounts.settle(payload, outcome, payload.start, payload.end);
+            }
+        });
+        read
     }
 
     fn lines(&mut self, payload: &Payload<'_>, start: usize, text: &[u8], out: &mut Output<'_>) {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::config::Fields;
 use super::parts::{Checks, Fault, Parts, Role, Surroundings, Time, time_text};
 use super::rows::{Columns, Value};
-use super::scan::{Cursor, compact};
+use super::scan::{Cursor, Literal, compact};
 use super::time::Times;
 
 /// A member that is known at some depth.
@@ -13,7 +13,7 @@ use super::time::Times;
 struct Member {
     name: Box<[u8]>,
     /// `"name":`, the form in which it nearly always stands; empty where the name would need escapes.
-    literal: Box<[u8]>,
+    literal: Literal,
     target: Target,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct ObjectReader {
     members: Vec<Member>,
     /// Member number of each key of the last object, in order: the next object most likely has the same keys.
     layout: Vec<Option<usize>>,
-    wide: bool,
+    pub(super) wide: bool,
     keep_unknown: bool,
     times: Times,
 }
@@ -107,7 +107,7 @@ fn insert(members: &mut Vec<Member>, steps: &[&str], role: Role) -> Result<(), S
             }
             let plain = step.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\');
             let literal = if plain { format!("\"{step}\":").into_bytes() } else { Vec::new() };
-            members.push(Member { name: step.as_bytes().into(), literal: literal.into(), target });
+            members.push(Member { name: step.as_bytes().into(), literal: Literal::new(literal), target });
             Ok(())
         }
         (Some(Member { target: Target::Inner(inner), .. }), false) => insert(inner, rest, role),
@@ -169,7 +169,7 @@ impl Pass<'_> {
         }
         for key in 0.. {
             let expected = layout.get(key).copied().flatten().and_then(|m| members.get(m));
-            match expected.filter(|m| !m.literal.is_empty() && cursor.eat_all(&m.literal)) {
+            match expected.filter(|m| !m.literal.is_empty() && cursor.eat_literal(&m.literal)) {
                 Some(member) => self.member(cursor, member, found)?,
                 None => {
                     let number = self.other_key(cursor, members, found, true)?;
@@ -195,6 +195,7 @@ impl Pass<'_> {
     }
 
     /// A member whose key was not foreseen; its number where it is a known one.
+    #[cold]
     fn other_key<'a>(
         &mut self,
         cursor: &mut Cursor<'a>,
@@ -229,7 +230,7 @@ impl Pass<'_> {
         Ok(None)
     }
 
-    #[inline]
+    #[inline(always)]
     fn member<'a>(&mut self, cursor: &mut Cursor<'a>, member: &Member, found: &mut Found<'a>) -> Result<(), Fault> {
         cursor.space();
         match &member.target {
@@ -266,16 +267,25 @@ impl Pass<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf<'a>(&mut self, cursor: &mut Cursor<'a>, role: Role, parts: &mut Parts<'a>) -> Result<(), Fault> {
         match role {
-            Role::Id => parts.id = string(cursor, role)?,
-            Role::Device => parts.device = string(cursor, role)?,
-            Role::Sensor => parts.sensor = string(cursor, role)?,
-            Role::SensorType => parts.sensor_type = string(cursor, role)?,
-            Role::Unit => parts.unit = string(cursor, role)?,
-            Role::Timestamp => parts.time = self.time(cursor, role)?,
+            Role::Id => parts.id = text(cursor, role)?,
+            Role::Device => parts.device = text(cursor, role)?,
+            Role::Sensor => parts.sensor = text(cursor, role)?,
+            Role::SensorType => parts.sensor_type = text(cursor, role)?,
+            Role::Unit => parts.unit = text(cursor, role)?,
+            Role::Timestamp => {
+                parts.time = match cursor.plain_string() {
+                    Some(text) => Some(time_text(text, self.times)),
+                    None => self.time(cursor, role)?,
+                }
+            }
             Role::Value => {
+                if let Some(number) = cursor.plain_number() {
+                    parts.value = Some(Value::Number(number));
+                    return Ok(());
+                }
                 parts.value = match cursor.peek() {
                     Some(b'{' | b'[') => return Err(Fault::Part(role, "must be a number, a string or a boolean")),
                     _ => scalar(cursor)?,
@@ -284,7 +294,12 @@ impl Pass<'_> {
                     return Err(Fault::Part(role, "must be a number"));
                 }
             }
-            Role::Quality => parts.quality = self.quality(cursor)?,
+            Role::Quality => {
+                parts.quality = match cursor.plain_number() {
+                    Some(score) => Some(self.checks.quality_score(score)),
+                    None => self.quality(cursor)?,
+                }
+            }
             Role::Tags => {
                 let start = cursor.at();
                 if cursor.peek() != Some(b'{') {
@@ -363,6 +378,16 @@ impl Pass<'_> {
     }
 }
 
+/// A string or null; the way of nearly every string first.
+#[inline(always)]
+fn text<'a>(cursor: &mut Cursor<'a>, role: Role) -> Result<Option<Cow<'a, [u8]>>, Fault> {
+    match cursor.plain_string() {
+        Some(text) => Ok(Some(Cow::Borrowed(text))),
+        None => string(cursor, role),
+    }
+}
+
+#[cold]
 fn string<'a>(cursor: &mut Cursor<'a>, role: Role) -> Result<Option<Cow<'a, [u8]>>, Fault> {
     if cursor.peek() == Some(b'"') {
         Ok(Some(cursor.string()?.resolve()?))

@@ -215,6 +215,7 @@ impl Checks {
 }
 
 /// A time given as text.
+#[inline(always)]
 pub(super) fn time_text(text: &[u8], times: &mut Times) -> Time {
     times.text(text).map_or(Time::Unreadable, Time::At)
 }

@@ -36,6 +36,33 @@ pub(super) struct Number<'a> {
     pub(super) value: f64,
 }
 
+/// A short text that is looked for again and again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Literal {
+    text: Box<[u8]>,
+    /// The text as a number, and the bits that count; no bits where it is empty or longer than sixteen bytes.
+    head: u128,
+    mask: u128,
+}
+
+impl Literal {
+    pub(super) fn new(text: Vec<u8>) -> Self {
+        if text.is_empty() || text.len() > 16 {
+            return Self { text: text.into(), head: 0, mask: 0 };
+        }
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.iter_mut().zip(&text) {
+            *to = *from;
+        }
+        let mask = u128::MAX >> (8 * (16 - text.len()));
+        Self { text: text.into(), head: u128::from_le_bytes(bytes), mask }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+}
+
 /// A place in a text. Positions count from the start of the block, so that spans can be sliced out of it.
 #[derive(Clone, Debug)]
 pub(super) struct Cursor<'a> {
@@ -57,16 +84,78 @@ impl<'a> Cursor<'a> {
         self.bytes.get(from..self.at).unwrap_or_default()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn eat(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
         self.at += usize::from(found);
         found
+    }
+
+    /// Steps over `literal` if it stands here.
+    #[inline(always)]
+    pub(super) fn eat_literal(&mut self, literal: &Literal) -> bool {
+        let found = match self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<16>()) {
+            // One comparison, since the literals are short and their lengths differ.
+            Some(here) if literal.mask != 0 => u128::from_le_bytes(*here) & literal.mask == literal.head,
+            _ => self.bytes.get(self.at..self.at + literal.text.len()) == Some(&literal.text),
+        };
+        self.at += if found { literal.text.len() } else { 0 };
+        found
+    }
+
+    /// Reads a string without escapes and gives what lies between its quotes. Anything else is left where it is: `None`.
+    #[inline(always)]
+    pub(super) fn plain_string(&mut self) -> Option<&'a [u8]> {
+        if self.peek() != Some(b'"') {
+            return None;
+        }
+        let start = self.at + 1;
+        let end = special(self.bytes, start);
+        if self.bytes.get(end) != Some(&b'"') {
+            return None;
+        }
+        self.at = end + 1;
+        self.bytes.get(start..end)
+    }
+
+    /// Reads a number of up to fifteen digits without exponent. Anything else is left where it is: `None`.
+    #[inline(always)]
+    pub(super) fn plain_number(&mut self) -> Option<f64> {
+        let digit = |at: usize| self.bytes.get(at).map(|b| b.wrapping_sub(b'0')).filter(|d| *d <= 9);
+        let negative = self.peek() == Some(b'-');
+        let start = self.at + usize::from(negative);
+        let (mut at, mut mantissa) = (start, 0_u64);
+        while let Some(digit) = digit(at) {
+            mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(digit));
+            at += 1;
+        }
+        let whole = at - start;
+        let mut decimals = 0;
+        if self.bytes.get(at) == Some(&b'.') {
+            at += 1;
+            let point = at;
+            while let Some(digit) = digit(at) {
+                mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(digit));
+                at += 1;
+            }
+            decimals = at - point;
+            if decimals == 0 {
+                return None;
+            }
+        }
+        let leading_zero = whole > 1 && self.bytes.get(start) == Some(&b'0');
+        if whole == 0 || leading_zero || whole + decimals > 15 || matches!(self.bytes.get(at), Some(b'e' | b'E')) {
+            return None;
+        }
+        self.at = at;
+        // Both sides are exact doubles, so one division rounds once (Clinger, "How to read floating point numbers accurately").
+        let value = mantissa as f64 / POWERS[decimals];
+        Some(if negative { -value } else { value })
     }
 
     /// Steps over `literal` if it stands here.
@@ -79,7 +168,7 @@ impl<'a> Cursor<'a> {
         found
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
             self.at += 1;
@@ -272,7 +361,7 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// The first quote, backslash or control character at or after `at`, or the end. Eight bytes at a step; the lowest marked
 /// byte of a step is always a true one (Hacker's Delight, 6-1).
-#[inline]
+#[inline(always)]
 fn special(bytes: &[u8], mut at: usize) -> usize {
     while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
         let word = u64::from_le_bytes(*chunk);
@@ -330,6 +419,30 @@ mod tests {
                 Ok(number) => prop_assert_eq!(number.value.to_bits(), expected.to_bits()),
                 Err(_) => prop_assert!(expected.is_infinite()),
             }
+        }
+
+        #[test]
+        fn the_short_ways_agree_with_the_long_ones(text in "-?[0-9]{0,18}(\\.[0-9]{0,4})?[eE,}]?|\"[a-z\\\\\"\u{1}\u{e9}]{0,20}\"?[,}]?") {
+            let (mut short, mut long) = (Cursor::new(text.as_bytes(), 0), Cursor::new(text.as_bytes(), 0));
+            if let Some(value) = short.plain_number() {
+                prop_assert_eq!(long.number().map(|n| n.value.to_bits()), Ok(value.to_bits()));
+                prop_assert_eq!(short.at(), long.at());
+            } else if let Some(value) = short.plain_string() {
+                let resolved = long.string().and_then(Text::resolve);
+                prop_assert_eq!(resolved, Ok(Cow::Borrowed(value)));
+                prop_assert_eq!(short.at(), long.at());
+            } else {
+                prop_assert_eq!(short.at(), 0);
+            }
+        }
+
+        #[test]
+        fn literals_are_found_where_they_stand(text in "[ab\":]{0,40}", literal in "[ab\":]{0,20}", at in 0usize..40) {
+            let at = at.min(text.len());
+            let mut cursor = Cursor::new(text.as_bytes(), at);
+            let stands = text[at..].starts_with(&literal);
+            prop_assert_eq!(cursor.eat_literal(&Literal::new(literal.clone().into_bytes())), stands);
+            prop_assert_eq!(cursor.at(), at + if stands { literal.len() } else { 0 });
         }
 
         #[test]

@@ -29,7 +29,7 @@ impl Default for Times {
 
 impl Times {
     /// Microseconds of an RFC 3339 timestamp.
-    #[inline]
+    #[inline(always)]
     pub(super) fn text(&mut self, text: &[u8]) -> Option<i64> {
         match text.first_chunk::<24>() {
             Some(common) if text.len() == 24 => self.millisecond_form(common).or_else(|| general(text)),
@@ -38,7 +38,7 @@ impl Times {
     }
 
     /// `YYYY-MM-DDTHH:MM:SS.mmmZ` on the remembered date, or `None`.
-    #[inline]
+    #[inline(always)]
     fn millisecond_form(&mut self, text: &[u8; 24]) -> Option<i64> {
         if text[..10] != self.date {
             let us = general(text)?;
@@ -63,6 +63,8 @@ impl Times {
     }
 }
 
+#[cold]
+#[inline(never)]
 fn general(text: &[u8]) -> Option<i64> {
     parse_rfc3339(text).and_then(representable)
 }
