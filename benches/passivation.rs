@@ -109,7 +109,7 @@ fn main() -> Result<()> {
     println!("{returning} came back at {:.0} ids/s; RSS {:.0} MiB", returning as f64 / back.elapsed().as_secs_f64(), resident_mib());
     for device in some.iter().step_by(some.len() / 1000) {
         let found = partition.inspect(&format!("device-{device:08}")).with_context(|| format!("device {device} is gone"))?;
-        let count = found.pointer("/state/odd~10/rows/0/n").and_then(serde_json::Value::as_u64);
+        let count = found.pointer("/state/odd~10/rows/0/count").and_then(serde_json::Value::as_u64);
         ensure!(count == Some(2), "device {device} has other state than two readings: {found}");
     }
     println!("state of 1000 of them: as expected (two readings each)");
