@@ -126,6 +126,32 @@ impl Method for Ewma {
     #[inline]
     fn judge(&mut self, slot: u32, _ts: i64, value: f64) -> Verdict {
         let state = self.state.at(slot);
+        let before = *state;
+        let delta = value - before.mean;
+        // Nearly every value: normal whatever the warm-up says, and far from where squares overflow.
+        if before.variance > SQUARES && before.variance < 1.0 / SQUARES && delta * delta < self.surely * before.variance {
+            state.mean = before.mean + self.alpha * delta;
+            state.variance = self.keep * (before.variance + self.alpha * delta * delta);
+            state.count = before.count.saturating_add(1);
+            return Verdict::NORMAL;
+        }
+        self.judge_closely(slot, value)
+    }
+
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        self.state.prefetch(slot);
+    }
+
+    fn state(&mut self) -> Option<&mut dyn KeyedState> {
+        Some(&mut self.state)
+    }
+}
+
+impl Ewma {
+    #[inline(never)]
+    fn judge_closely(&mut self, slot: u32, value: f64) -> Verdict {
+        let state = self.state.at(slot);
         if state.count == 0 {
             *state = Moments { mean: value, variance: 0.0, count: 1 };
             return Verdict::NORMAL;
@@ -142,9 +168,6 @@ impl Method for Ewma {
         if before.count < self.warmup || before.variance <= self.min_var {
             return Verdict::NORMAL;
         }
-        if before.variance > SQUARES && delta * delta < self.surely * before.variance {
-            return Verdict::NORMAL;
-        }
         let spread = before.variance.sqrt();
         let deviation = delta / spread;
         if deviation.abs() <= self.z {
@@ -152,14 +175,5 @@ impl Method for Ewma {
         }
         let limit = before.mean + self.z.copysign(delta) * spread;
         Verdict { level: Level::Bad, limit, expected: before.mean, spread, deviation, confidence: chebyshev(deviation) }
-    }
-
-    #[inline]
-    fn prefetch(&self, slot: u32) {
-        self.state.prefetch(slot);
-    }
-
-    fn state(&mut self) -> Option<&mut dyn KeyedState> {
-        Some(&mut self.state)
     }
 }

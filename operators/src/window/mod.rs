@@ -268,10 +268,9 @@ impl Window {
             let open = self.windows.places(*slot).filter(|place| !self.windows.emitted(*place) && ends(self.windows.end(*place)));
             closing.extend(open.map(|place| (self.windows.start(place), *slot, place)));
         }
-        if self.plan.space == Space::Series && closing.len() > 1 {
+        if closing.len() > 1 {
+            // Windows of one start are of several sensors only where series have windows of their own.
             closing.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| slots.sensor_name(a.1).cmp(slots.sensor_name(b.1))));
-        } else {
-            closing.sort_by_key(|window| window.0);
         }
         let mut highest = i64::MIN;
         for (_, slot, place) in &closing {
