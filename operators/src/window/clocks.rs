@@ -30,6 +30,11 @@ impl Clocks {
         self.by_slot.get_mut(device as usize)
     }
 
+    /// All clocks, by device slot.
+    pub(super) fn all(&mut self) -> &mut [Clock] {
+        &mut self.by_slot
+    }
+
     /// Asks for the clock of a device that a later row needs.
     #[inline]
     pub(super) fn prefetch(&self, device: u32) {

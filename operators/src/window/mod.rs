@@ -13,6 +13,7 @@ mod cells;
 mod clocks;
 mod options;
 mod output;
+mod plain;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use self::cells::Layout;
 use self::clocks::Clocks;
 use self::options::{Plan, Shape};
 use self::output::Finished;
+use self::plain::Plain;
 use self::store::{Place, Windows};
 use crate::expr::CODE as EXPRESSION;
 use crate::options::{parse, schema};
@@ -350,7 +352,20 @@ impl Operator for Window {
         let (inputs, refused) = self.inputs(batch, out);
         let own = if self.plan.space == Space::Series { &batch.keys.series } else { &batch.keys.device };
         let (mut absorbed, mut late, mut no_room, mut far) = (0, Vec::new(), Vec::new(), Vec::new());
-        for (number, ts) in times.values().iter().copied().enumerate() {
+        let plain =
+            if refused.is_empty() && times.nulls().is_none() { Plain::of(&self.plan, &inputs, times.values(), &batch.keys) } else { None };
+        let mut next = 0;
+        while next < batch.len() {
+            if let Some(plain) = &plain {
+                let until = self.plain_rows(plain, next);
+                absorbed += until - next;
+                next = until;
+                if next == batch.len() {
+                    break;
+                }
+            }
+            let (number, ts) = (next, times.values()[next]);
+            next += 1;
             if let (Some(device), Some(slot)) = (batch.keys.device.get(number + AHEAD), own.get(number + AHEAD)) {
                 self.clocks.prefetch(*device);
                 self.windows.prefetch(*slot);

@@ -9,8 +9,10 @@ use sketches_ddsketch::DDSketch;
 
 use super::cells::{END, FLAGS, Layout, START, Window, join};
 
-const OPEN: u64 = 1;
-const EMITTED: u64 = 2;
+/// Flag: there is a window.
+pub(super) const OPEN: u64 = 1;
+/// Flag: it has been emitted and is kept for late rows.
+pub(super) const EMITTED: u64 = 2;
 /// About what a sketch with its first bins takes.
 const SKETCH_BYTES: usize = 2400;
 
@@ -79,6 +81,11 @@ impl Windows {
     /// Number of slots there is room for.
     pub(super) fn len(&self) -> usize {
         self.slots.len(&self.layout)
+    }
+
+    /// Cells of the slots' own windows, one after the other.
+    pub(super) fn slot_cells(&mut self) -> &mut [u64] {
+        &mut self.slots.cells
     }
 
     pub(super) fn cells(&self, place: Place) -> &[u64] {
