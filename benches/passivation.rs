@@ -74,7 +74,7 @@ fn main() -> Result<()> {
     let loaded = load_text("passivation.yaml", PIPELINE, &Environment::default(), &Catalogue::built_in());
     let (plan, _) = loaded.into_result().map_err(|problems| anyhow!("{problems:?}"))?;
     let key = PartitionKey { pipeline: "passivation".into(), log_id: LogId("bench".into()), partition: 0 };
-    let folder = tempfile::tempdir_in(".")?;
+    let folder = tempfile::tempdir()?;
     let cold = ColdStore::create(folder.path(), "bench")?;
     let partition = Partition::new(&build::spec(&plan), &key, 0, Arc::new(SystemClock::default()));
     let mut partition = partition.map_err(|errors| anyhow!("{errors:?}"))?.with_cold_store(cold, limit as usize);
