@@ -266,9 +266,18 @@ impl Window {
         } else if (device as usize) < self.windows.len() {
             own.push(device);
         }
+        // Where no row may come late, a window goes when it is emitted, and what stays is due at its end.
+        let keeps = self.plan.allowed_lateness > 0 && !matches!(self.plan.shape, Shape::Session { .. });
+        let mut due = i64::MAX;
         for slot in &own {
-            let open = self.windows.places(*slot).filter(|place| !self.windows.emitted(*place) && ends(self.windows.end(*place)));
-            closing.extend(open.map(|place| (self.windows.start(place), *slot, place)));
+            for place in self.windows.places(*slot) {
+                let end = self.windows.end(place);
+                if !self.windows.emitted(place) && ends(end) {
+                    closing.push((self.windows.start(place), *slot, place));
+                } else {
+                    due = due.min(end);
+                }
+            }
         }
         if closing.len() > 1 {
             // Windows of one start are of several sensors only where series have windows of their own.
@@ -279,18 +288,24 @@ impl Window {
             self.windows.mark_emitted(*place);
             highest = highest.max(self.windows.end(*place));
             self.finished.push(&self.plan, &mut self.windows, *slot, device, *place, position);
+            if !keeps {
+                self.windows.remove(*slot, *place);
+            }
         }
         if let Some(clock) = self.clocks.get(device) {
             clock.now = clock.now.max(highest);
+            clock.due = due;
             let now = clock.now;
-            self.forget(device, &own, now);
+            if keeps {
+                self.forget(device, &own, now);
+            }
         }
         (self.own, self.closing) = (own, closing);
     }
 
     /// Drops windows that are past their lateness, and sets the device's due time.
     fn forget(&mut self, device: u32, own: &[u32], now: i64) {
-        let lateness = if matches!(self.plan.shape, Shape::Session { .. }) { 0 } else { self.plan.allowed_lateness };
+        let lateness = self.plan.allowed_lateness;
         let mut due = i64::MAX;
         for slot in own {
             self.windows.drop_where(*slot, |windows, place| windows.emitted(place) && windows.end(place) + lateness <= now);

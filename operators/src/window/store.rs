@@ -201,6 +201,23 @@ impl Windows {
         join(&layout, &mut self.window(into), &Window { cells: &mut cells, sketches: &mut sketches });
     }
 
+    /// Drops one window of `slot`.
+    pub(super) fn remove(&mut self, slot: u32, place: Place) {
+        let mut before = Place::Slot(slot);
+        while let Some(next) = link(self.cells(before)[FLAGS]) {
+            if next == place {
+                let (flags, after) = (self.cells(before)[FLAGS], link(self.cells(place)[FLAGS]));
+                self.window(before).cells[FLAGS] = with_link(flags, after);
+                break;
+            }
+            before = next;
+        }
+        self.blank(place);
+        if let Place::Pool(row) = place {
+            self.free.push(row);
+        }
+    }
+
     /// Drops the windows of `slot` for which `done` says so.
     pub(super) fn drop_where(&mut self, slot: u32, done: impl Fn(&Self, Place) -> bool) {
         let mut before = Place::Slot(slot);
