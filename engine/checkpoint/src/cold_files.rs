@@ -35,10 +35,15 @@ impl PartitionStore {
     /// Makes the files durable under names of their own; most are there from an earlier checkpoint.
     pub(crate) async fn keep_cold(&self, segments: &[ColdSegment]) -> Result<Vec<ColdEntry>, StoreError> {
         let mut entries = Vec::with_capacity(segments.len());
+        // On a remote store, to find that a file is there already by creating it means to read and send it again.
+        let there = if segments.is_empty() { Vec::new() } else { self.objects.list(&self.folder(KIND)).await? };
         for ColdSegment { name, path, bytes, rows, crc32, .. } in segments {
-            match self.objects.create_from(&self.at(KIND, name), path).await {
-                Ok(()) | Err(StoreError::Exists(_)) => {}
-                Err(error) => return Err(error),
+            let key = self.at(KIND, name);
+            if there.binary_search(&key).is_err() {
+                match self.objects.create_from(&key, path).await {
+                    Ok(()) | Err(StoreError::Exists(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
             entries.push(ColdEntry { name: name.clone(), bytes: *bytes, rows: *rows, crc32: *crc32 });
         }

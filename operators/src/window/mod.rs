@@ -285,10 +285,11 @@ impl Window {
         }
         let mut highest = i64::MIN;
         for (_, slot, place) in &closing {
-            self.windows.mark_emitted(*place);
             highest = highest.max(self.windows.end(*place));
             self.finished.push(&self.plan, &mut self.windows, *slot, device, *place, position);
-            if !keeps {
+            if keeps {
+                self.windows.mark_emitted(*place);
+            } else {
                 self.windows.remove(*slot, *place);
             }
         }
