@@ -52,6 +52,7 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     let finite = plans.iter().zip(&parts).all(|(plan, parts)| ends_by_itself(plan, parts));
     let mut options = EngineOptions::new(args.node.data_dir.clone());
     options.shards = args.node.shards.unwrap_or(options.shards);
+    options.accept_gap = args.node.accept_gap;
     let engine = Engine::start(options, Arc::new(SystemClock::default())).await.context("the data directory cannot be used")?;
     let pipelines = plans.into_iter().map(|plan| Watched { digest: digest(&plan), plan, status: Arc::default() }).collect();
     let node = Arc::new(Node { engine: Arc::new(engine), pipelines });

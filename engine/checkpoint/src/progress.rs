@@ -121,6 +121,18 @@ impl Progress {
         Self { keep: keep.max(1), processed, sinks, stage: Stage::Idle, due: false, draining: false, drained: false, stale: false, kept }
     }
 
+    /// Everything below this has been processed.
+    #[must_use]
+    pub fn processed(&self) -> Mark {
+        self.processed
+    }
+
+    /// The newest true checkpoint, if nothing has been processed since.
+    #[must_use]
+    pub fn current(&self) -> Option<CheckpointId> {
+        self.kept.last().filter(|(_, at)| *at == self.processed).map(|(id, _)| *id)
+    }
+
     /// Position of the newest true checkpoint.
     #[must_use]
     pub fn newest(&self) -> Option<Mark> {

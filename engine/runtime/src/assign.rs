@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
-use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
+use fieldstream_checkpoint::{CheckpointData, Layer, PartitionStore, PendingCheckpoint, Progress};
+use fieldstream_engine_api::{Assignment, Committed, Generation, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
 use crate::error::PipelineError;
+use crate::gap::check_end;
 use crate::ledger::Totals;
 use crate::partition::Partition;
 use crate::pipeline::Coordinator;
@@ -28,6 +29,12 @@ pub(crate) struct Owned {
     pub(crate) next_checkpoint: u64,
     pub(crate) snapshot: Option<CheckpointData>,
     pub(crate) pending: Option<PendingCheckpoint>,
+    /// Layers of the newest checkpoint, oldest first; none: the next snapshot is whole.
+    pub(crate) layers: Vec<Layer>,
+    /// The snapshot before came to nothing.
+    pub(crate) retake: bool,
+    /// When it was claimed, on the monotonic clock.
+    pub(crate) claimed: std::time::Duration,
     pub(crate) acknowledge: Option<u64>,
     /// What turns will have reached when the queue is empty.
     pub(crate) enqueued: Mark,
@@ -49,10 +56,9 @@ impl Coordinator<'_> {
         let partition = assignment.partition;
         let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
         let store = self.engine.store.partition(&key);
+        let other_logs = self.other_logs(&store, &assignment).await?;
         let claim = store.claim().await?;
-        if claim.restarts >= SUSPICIOUS_RESTARTS {
-            tracing::warn!(partition = %key, restarts = claim.restarts, "the process has ended several times since this checkpoint; a row may be killing it");
-        }
+        warn_of_restarts(&key, claim.restarts);
         let marks = self.open_sinks(&key, claim.generation).await?;
         let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
         let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
@@ -61,18 +67,19 @@ impl Coordinator<'_> {
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
-        let changed = restored.checkpoint.as_ref().is_some_and(|checkpoint| self.note_changes(&checkpoint.data.plan_digest));
+        let mut changed = false;
         if let Some(checkpoint) = &restored.checkpoint {
+            changed = self.note_changes(&checkpoint.data.plan_digest);
             hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
         }
         let start = hosted.complete_to();
-        check_positions(&assignment, start, &marks)?;
-        let decisions = store.decisions_from(start.next_decision).await?;
+        check_end(&assignment, start, &marks)?;
+        let decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, other_logs).await?;
         let decided = start.next_decision + decisions.len() as u64;
-        store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
         let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
         let replays = !decisions.is_empty();
         hosted.set_replay(decisions);
+        let from = hosted.complete_to().next_offset;
         hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
         let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
         let mut progress = Progress::new(start, sink_marks, restored.kept, self.spec.checkpoint.keep);
@@ -92,8 +99,11 @@ impl Coordinator<'_> {
             next_checkpoint: 0,
             snapshot: None,
             pending: None,
+            layers: restored.layers,
+            retake: false,
+            claimed: self.engine.clock.monotonic(),
             acknowledge: None,
-            enqueued: Mark { next_decision: decided, ..start },
+            enqueued: Mark { next_decision: decided, next_offset: from },
             paused: false,
             ended: false,
             end_decided,
@@ -111,7 +121,7 @@ impl Coordinator<'_> {
         if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
             self.send_token(partition);
         }
-        self.log.seek(partition, start.next_offset).await?;
+        self.log.seek(partition, from).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
     }
@@ -173,6 +183,7 @@ impl Coordinator<'_> {
     /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner.
     pub(crate) async fn revoke(&mut self, partition: u32) {
         let Some(owned) = self.owned.remove(&partition) else { return };
+        self.forget_savepoint(partition);
         owned.queue.clear();
         // A shard that is gone hosts nothing.
         let _ = self.engine.shard_of(self.number, partition).send(Remove { id: (self.number, partition) }).await;
@@ -231,21 +242,10 @@ impl Coordinator<'_> {
     }
 }
 
-fn check_positions(assignment: &Assignment, start: Mark, marks: &[Option<Committed>]) -> Result<(), PipelineError> {
-    let partition = assignment.partition;
-    if start.next_offset < assignment.first_offset {
-        let (wanted, first_offset) = (start.next_offset, assignment.first_offset);
-        return Err(LogError::Truncated { partition, wanted, first_offset }.into());
+fn warn_of_restarts(partition: &PartitionKey, restarts: u32) {
+    if restarts >= SUSPICIOUS_RESTARTS {
+        tracing::warn!(%partition, restarts, "the process has ended several times since this checkpoint; a row may be killing it");
     }
-    let furthest = marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset);
-    if furthest > assignment.end_offset {
-        let what = format!(
-            "output was committed up to offset {furthest}, but the log ends at {}; it is not the log it was. Point the pipeline at the right log, or start anew with another pipeline name",
-            assignment.end_offset
-        );
-        return Err(PipelineError::Position { partition, what });
-    }
-    Ok(())
 }
 
 fn join(errors: &[fieldstream_engine_api::ConfigError]) -> String {

@@ -26,12 +26,17 @@ pub struct EngineOptions {
     pub output_bytes: usize,
     /// How long a drain may take.
     pub drain_deadline: Duration,
+    /// What a log no longer holds is given up and recorded, instead of ending the pipeline.
+    pub accept_gap: bool,
+    /// How long after a claim nothing is deleted: an owner that was overtaken may still be reading.
+    pub prune_grace: Duration,
     /// Sizes of the journal.
     pub journal: JournalOptions,
 }
 
 impl EngineOptions {
-    /// Defaults for `data_dir`: one shard per core, 4 MiB of input per partition, 64 MiB of output per pipeline, 30 s to drain.
+    /// Defaults for `data_dir`: one shard per core, 4 MiB of input per partition, 64 MiB of output per pipeline, 30 s to drain,
+    /// 30 s before old checkpoints go.
     #[must_use]
     pub fn new(data_dir: PathBuf) -> Self {
         let shards = std::thread::available_parallelism().map_or(1, usize::from);
@@ -41,6 +46,8 @@ impl EngineOptions {
             queue_bytes: 4 << 20,
             output_bytes: 64 << 20,
             drain_deadline: Duration::from_secs(30),
+            accept_gap: false,
+            prune_grace: Duration::from_secs(30),
             journal: JournalOptions::default(),
         }
     }

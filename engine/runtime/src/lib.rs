@@ -1,6 +1,7 @@
 //! Order and failure: shards host partitions, partitions host device actors and run the graph, sinks get rows and marks.
 
 mod assign;
+mod changes;
 mod checkpointing;
 pub mod clock;
 mod dead_letters;
@@ -10,6 +11,7 @@ pub mod durations;
 pub mod engine;
 pub mod error;
 pub mod event;
+mod gap;
 pub mod graph;
 mod ingest;
 pub mod ingress;
@@ -20,6 +22,7 @@ pub mod partition;
 pub mod passivation;
 pub mod pipeline;
 pub mod queue;
+pub mod savepoint;
 pub mod shard;
 pub mod sink_task;
 pub mod snapshot;

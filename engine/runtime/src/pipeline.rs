@@ -17,6 +17,7 @@ use crate::event::{DurableShare, Event, PartitionEvent};
 use crate::input::{self, Opened};
 use crate::ledger::Ledger;
 use crate::queue::{OutputRoom, Work};
+use crate::savepoint::Saving;
 use crate::shard::{Outlet, Ready, Remove};
 use crate::sink_task::{SinkShared, SinkStats, SinkTask, SinkWork};
 use crate::spec::{PipelineParts, PipelineSpec, SinkBox};
@@ -53,7 +54,7 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) spec: Arc<PipelineSpec>,
     pub(crate) number: u32,
     pub(crate) log: Box<dyn Log>,
-    finite: bool,
+    pub(crate) finite: bool,
     pub(crate) sinks: Vec<SinkHandle>,
     pub(crate) outlet: Outlet,
     pub(crate) owned: BTreeMap<u32, Owned>,
@@ -72,6 +73,8 @@ pub(crate) struct Coordinator<'a> {
     drain_until: Option<Duration>,
     /// Deletions of old checkpoints under way.
     pub(crate) prunes: Vec<JoinHandle<()>>,
+    /// A savepoint under way.
+    pub(crate) saving: Option<Saving>,
 }
 
 /// Runs a pipeline to its end, or until it is told to stop. `digest` has a line `part=hash` for each part of the plan that results
@@ -124,11 +127,13 @@ pub async fn run(
         stepping: BTreeMap::new(),
         drain_until: None,
         prunes: Vec::new(),
+        saving: None,
         spec: Arc::new(spec),
     };
     {
         let mut inner = status.lock();
         (inner.state, inner.number) = (State::Running, coordinator.number);
+        inner.inbox = Some(coordinator.outlet.events.clone());
     }
     let outcome = coordinator.work().await;
     let closed = match outcome {
@@ -219,6 +224,7 @@ impl Coordinator<'_> {
                 }
             }
             LogEvent::Batch(batch) => self.on_batch(batch).await?,
+            LogEvent::Lost { partition, next_offset, payloads } => self.on_lost(partition, next_offset, payloads),
             LogEvent::EndOfInput { partition, next_offset } => self.end_input(partition, next_offset).await?,
         }
         Ok(())
@@ -243,6 +249,16 @@ impl Coordinator<'_> {
             self.send_token(partition);
         }
         self.end_after_receivers().await
+    }
+
+    /// The log has lost payloads that it had acknowledged: the account says so.
+    fn on_lost(&mut self, partition: u32, next_offset: u64, payloads: u64) {
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        tracing::error!(pipeline = %self.spec.name, partition, payloads, "the log is damaged before offset {next_offset}: acknowledged payloads are lost");
+        owned.enqueued.next_offset = next_offset;
+        if owned.queue.push(Work::Lost { next_offset, payloads }) {
+            self.send_token(partition);
+        }
     }
 
     fn note_backpressure(&self, partition: u32, begins: bool) {
@@ -340,6 +356,7 @@ impl Coordinator<'_> {
                 self.heard_at = self.engine.clock.monotonic();
                 self.end_after_receivers().await?;
             }
+            Event::Savepoint { label, reply } => self.begin_savepoint(label, reply).await,
             Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),
         }
         Ok(())

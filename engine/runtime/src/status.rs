@@ -8,10 +8,11 @@ use std::time::Duration;
 use fieldstream_engine_api::{LogId, Mark};
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::durations::Durations;
 use crate::engine::Engine;
+use crate::event::Event;
 use crate::graph::NodeMeter;
 use crate::ledger::{Ledger, SinkTotals, Totals};
 use crate::queue::PartitionQueue;
@@ -133,6 +134,8 @@ pub struct StatusInner {
     pub plan_changes: Option<String>,
     /// From asking for a snapshot until its manifest was durable.
     pub checkpoints: Durations,
+    /// Where its coordinator listens, once it runs.
+    pub(crate) inbox: Option<mpsc::UnboundedSender<Event>>,
 }
 
 /// Shared, short-locked view of a running pipeline.
