@@ -25,8 +25,10 @@ pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: Optio
     stream.set_read_timeout(Some(if body.is_some() { LONG_TIMEOUT } else { TIMEOUT }))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let body = body.map(Value::to_string).unwrap_or_default();
-    let length = if body.is_empty() { String::new() } else { format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()) };
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json\r\n{length}Connection: close\r\n\r\n{body}");
+    let length =
+        if body.is_empty() { String::new() } else { format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()) };
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json\r\n{length}Connection: close\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).with_context(|| format!("the node at {address} does not listen"))?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).with_context(|| format!("the node at {address} does not answer"))?;

@@ -152,7 +152,9 @@ async fn restore(args: &RestoreArgs) -> Result<ExitCode> {
         wanted.push(Wanted { id: found.id, offset: at.next_offset, held_from, store });
     }
     if wanted.is_empty() {
-        return Err(WrongUsage(format!("there is no checkpoint or savepoint `{}`: see `fieldstream checkpoint ls`", args.checkpoint)).into());
+        return Err(
+            WrongUsage(format!("there is no checkpoint or savepoint `{}`: see `fieldstream checkpoint ls`", args.checkpoint)).into()
+        );
     }
     if let Some(gap) = wanted.iter().find(|w| w.offset < w.held_from)
         && !args.accept_gap

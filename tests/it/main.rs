@@ -3,6 +3,7 @@
 
 mod fleet;
 mod golden;
+mod golden_state;
 mod kafka_alerts;
 mod metrics;
 mod mqtt_postgres;
@@ -12,4 +13,5 @@ mod passivation;
 mod publisher;
 mod reference;
 mod services;
+mod state;
 mod topics;

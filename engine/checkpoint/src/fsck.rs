@@ -105,7 +105,8 @@ impl PartitionStore {
         self.check_records::<Adoption>("adoptions", what, Remedy::Quarantine, &mut checked).await?;
         let what = "the savepoint is not kept any more";
         self.check_records::<SavepointRecord>(SAVEPOINTS, what, Remedy::Quarantine, &mut checked).await?;
-        self.check_records::<AskedRestore>(RESTORES, "the restore that was asked for cannot begin", Remedy::Quarantine, &mut checked).await?;
+        self.check_records::<AskedRestore>(RESTORES, "the restore that was asked for cannot begin", Remedy::Quarantine, &mut checked)
+            .await?;
         let needed = self.check_checkpoints(&mut checked).await?;
         self.check_decisions(&needed, &mut checked).await?;
         self.find_leftovers(&needed, &mut checked).await?;

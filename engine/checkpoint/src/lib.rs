@@ -22,9 +22,9 @@ pub mod snapshot;
 pub mod store;
 pub mod tables;
 
+pub use checkpoints::Restored;
 pub use decisions::Decision;
 pub use error::StoreError;
 pub use progress::{Action, Fact, Progress};
-pub use checkpoints::Restored;
 pub use snapshot::{Checkpoint, CheckpointData, CheckpointId, Layer, PendingCheckpoint, StateTable, Table};
 pub use store::{CheckpointStore, Claim, PartitionStore};

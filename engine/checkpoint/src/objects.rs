@@ -283,7 +283,8 @@ pub(crate) fn name_of(segment: &str) -> String {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.as_bytes();
     while let Some((first, after)) = rest.split_first() {
-        let hex = (*first == b'=').then(|| after.get(..2).and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok())).flatten();
+        let hex =
+            (*first == b'=').then(|| after.get(..2).and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok())).flatten();
         bytes.push(hex.unwrap_or(*first));
         rest = if hex.is_some() { after.get(2..).unwrap_or_default() } else { after };
     }

@@ -111,13 +111,7 @@ fn small_files(folder: &Path, repair: bool, checked: &mut CheckedJournal) -> io:
 }
 
 /// Reads one segment through; `durable` is known of the last one.
-fn segment(
-    folder: &Path,
-    number: u64,
-    identity: &Identity,
-    durable: Option<(u64, u64)>,
-    checked: &mut CheckedJournal,
-) -> io::Result<()> {
+fn segment(folder: &Path, number: u64, identity: &Identity, durable: Option<(u64, u64)>, checked: &mut CheckedJournal) -> io::Result<()> {
     let file = File::open(path_of(folder, number))?;
     let (name, len, seed) = (name(number), file.metadata()?.len(), identity.seed());
     // All of a finished segment was durable.
@@ -153,4 +147,39 @@ fn segment(
         checked.found(&name, len, "it is shorter than it was: acknowledged readings are lost", true);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Journal, JournalOptions};
+
+    #[test]
+    fn every_changed_or_missing_byte_of_the_small_files_is_found() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let journal = Journal::open(dir.path(), JournalOptions { partitions: 2, ..JournalOptions::default() }).unwrap();
+        journal.register("p").unwrap();
+        journal.acknowledge("p", 0, 17);
+        drop(journal);
+        assert_eq!(check(dir.path(), false).unwrap().findings, []);
+        for name in ["holds.json", "journal.json"] {
+            let path = dir.path().join(name);
+            let whole = fs::read(&path).unwrap();
+            for at in 0..whole.len() {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 1 << (at % 7);
+                for damaged in [&flipped[..], &whole[..at]] {
+                    fs::write(&path, damaged).unwrap();
+                    let found = check(dir.path(), false).unwrap().findings;
+                    // What was cut off at the end of the JSON is the checksum only.
+                    let whole_json = damaged.trim_ascii_end().ends_with(b"}") && whole.starts_with(damaged);
+                    assert!(!found.is_empty() || whole_json, "{name} byte {at}");
+                }
+            }
+            fs::write(&path, whole).unwrap();
+        }
+        fs::write(dir.path().join("holds.json"), "{").unwrap();
+        assert!(check(dir.path(), true).unwrap().findings.iter().all(|f| f.repaired.is_some()));
+        Journal::open(dir.path(), JournalOptions::default()).unwrap();
+    }
 }

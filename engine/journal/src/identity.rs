@@ -41,7 +41,8 @@ impl Identity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::create(folder, partitions),
             Err(error) => return Err(error),
         };
-        let identity: Self = serde_json::from_slice(unsealed(FILE, &text)?).map_err(|e| io::Error::other(format!("{FILE} is damaged: {e}")))?;
+        let identity: Self =
+            serde_json::from_slice(unsealed(FILE, &text)?).map_err(|e| io::Error::other(format!("{FILE} is damaged: {e}")))?;
         if identity.format != FORMAT || identity.hash != partitioner::NAME || identity.partitions == 0 {
             let Self { format, hash, partitions, .. } = &identity;
             let what = format!("{FILE} has format {format}, hash {hash} and {partitions} partitions, which this program cannot read");

@@ -115,14 +115,28 @@ impl Coordinator<'_> {
             assignment,
         };
         self.owned.insert(partition, owned);
-        let outlet = Outlet { generation: claim.generation, ..self.outlet.clone() };
-        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet, turn: self.spec.turn };
-        self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
-        if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
-            self.send_token(partition);
-        }
+        self.host(hosted, queue, claim.generation, replays).await?;
         self.log.seek(partition, from).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
+        Ok(())
+    }
+
+    /// Gives a partition to its shard; with a replay it has to do at once what was decided where it begins.
+    async fn host(
+        &self,
+        hosted: Partition,
+        queue: Arc<PartitionQueue>,
+        generation: Generation,
+        replays: bool,
+    ) -> Result<(), PipelineError> {
+        let ready = replays && queue.push(Work::CatchUp);
+        let partition = hosted.key().partition;
+        let outlet = Outlet { generation, ..self.outlet.clone() };
+        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet, turn: self.spec.turn };
+        self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
+        if ready {
+            self.send_token(partition);
+        }
         Ok(())
     }
 

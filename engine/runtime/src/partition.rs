@@ -258,7 +258,11 @@ impl Partition {
     /// Begins a turn: the state of devices that were not in memory comes back.
     fn call_in(&mut self, devices: &[u32], new: &[u32]) -> Result<(), ColdError> {
         let Some(passivation) = &mut self.passivation else { return Ok(()) };
-        passivation.begin_turn(devices, new, &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes })
+        passivation.begin_turn(
+            devices,
+            new,
+            &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes },
+        )
     }
 
     /// Ticks `devices`, which are in memory, and those on disk that the tick concerns.
@@ -342,7 +346,10 @@ impl Partition {
 
     fn finish_turn(&mut self, ingest_us: Option<i64>) -> Result<TurnOutput, ColdError> {
         if let Some(passivation) = &mut self.passivation {
-            passivation.shrink(false, &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes })?;
+            passivation.shrink(
+                false,
+                &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes },
+            )?;
         }
         let rows = self.graph.take_sink_rows();
         for (offered, rows) in self.totals.offered.iter_mut().zip(&rows) {
