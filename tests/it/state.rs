@@ -7,18 +7,19 @@ use std::process::Output;
 use arrow::ipc::reader::FileReader;
 use serde_json::Value;
 
-use crate::node::{Node, fieldstream};
+use crate::node::{Node, eventually, fieldstream};
 
 const PIPELINE: &str = r#"
 version: 1
 pipeline: halls
 checkpoint: { interval: 50ms, keep: 2 }
-time: { out_of_orderness: 1s, idle_after: 1m }
+time: { out_of_orderness: 1s, idle_after: 1m, max_future: 1d }
 sources:
-  field: { generator: { devices: 40, seed: 7, rate: 20 }, decode: { format: json } }
+  loud: { generator: { devices: 30, kinds: [pump], seed: 7, rate: 0.4, speed: 50 }, decode: { format: json } }
+  quiet: { generator: { devices: 100, kinds: [freezer], seed: 8, rate: 0.0004, speed: 50 }, decode: { format: json } }
 operators:
-  jump: { inputs: [field], detect: { ewma: { warmup: 30, z: 6 } } }
-  minutes: { inputs: [field], window: { tumbling: 10s, by: device, aggregate: { n: { count: "*" }, mean: { mean: value } } } }
+  jump: { inputs: [loud, quiet], detect: { ewma: { warmup: 30, z: 6 } } }
+  minutes: { inputs: [loud, quiet], window: { tumbling: 10s, by: device, aggregate: { n: { count: "*" }, mean: { mean: value } } } }
 sinks:
   rows: { inputs: [minutes], file: { path: minutes.ndjson } }
   alerts: { inputs: [jump], blackhole: }
@@ -77,13 +78,16 @@ fn a_savepoint_is_made_listed_exported_and_gone_back_to() {
     let refused = ask(dir, &["state", "fsck", "--repair"]);
     assert_eq!(refused.status.code(), Some(1), "the node runs: {refused:?}");
     node.until("more readings", received(6000));
+    // Most devices are quiet, so checkpoints hold what the others did.
+    eventually("a checkpoint of several layers", || {
+        let listed = lines(&ask(dir, &["checkpoint", "ls", "--json"]));
+        listed.iter().any(|l| l["checkpoint"]["layers"].as_u64() > Some(1)).then_some(())
+    });
     node.stop();
 
     let listed = lines(&ask(dir, &["checkpoint", "ls", "--json"]));
     let of_savepoint: Vec<&Value> = listed.iter().filter(|l| l["checkpoint"]["labels"][0] == "before upgrade").collect();
     assert_eq!(of_savepoint.len(), partitions);
-    let layers = listed.iter().filter_map(|l| l["checkpoint"]["layers"].as_u64()).max();
-    assert!(layers > Some(1), "some checkpoints are made of layers: {listed:?}");
     assert_eq!(lines(&ask(dir, &["state", "ls", "--json"])).len(), partitions);
     assert!(lines(&ask(dir, &["state", "fsck", "--json"])).iter().all(|l| l["checked"]["findings"].as_array().is_none_or(Vec::is_empty)));
 
@@ -97,8 +101,7 @@ fn a_savepoint_is_made_listed_exported_and_gone_back_to() {
     node.until("readings after going back", received(7000));
     assert!(node.stderr().contains("because it was asked to"), "{}", node.stderr());
     node.stop();
-    let void = lines(&ask(dir, &["checkpoint", "ls", "--json"])).iter().filter(|l| l["checkpoint"]["void"] == true).count();
-    assert!(void > 0 || !ask(dir, &["checkpoint", "ls"]).stdout.is_empty());
+    assert!(!ask(dir, &["checkpoint", "ls"]).stdout.is_empty());
     assert_windows_are_exact(dir);
 }
 
@@ -132,7 +135,7 @@ fn exported_state_is_readable(dir: &Path) {
             }
         }
     }
-    assert_eq!(devices.len(), 40);
+    assert_eq!(devices.len(), 130);
 }
 
 #[test]
@@ -141,6 +144,7 @@ fn a_damaged_directory_is_named_repaired_and_run() {
     let dir = dir.path();
     let mut node = run(dir);
     node.until("readings", received(2000));
+    eventually("some checkpoints", || (files(dir, "manifests").len() > 48).then_some(()));
     node.kill();
     let newest = |kind: &str| files(dir, kind).pop().expect("there is one");
     let manifest = newest("manifests");

@@ -178,7 +178,7 @@ impl Partition {
     pub fn set_replay(&mut self, decisions: impl IntoIterator<Item = Decision>) {
         self.replay.extend(decisions);
         // The rows below it will not come, so nothing may wait for them.
-        let leap = self.replay.iter().filter_map(|decision| decisions::gap_of(decision)).map(|gap| gap.to).max();
+        let leap = self.replay.iter().filter_map(decisions::gap_of).map(|gap| gap.to).max();
         self.complete_to.next_offset = self.complete_to.next_offset.max(leap.unwrap_or_default());
         // A quarantine may have been decided after a decision that lies behind its row: it counts from the start.
         self.quarantined.extend(self.replay.iter().filter(|d| d.kind == decisions::QUARANTINE).map(|d| d.position));
