@@ -111,7 +111,7 @@ fn assert_windows_are_exact(dir: &Path) {
     let mut seen = std::collections::BTreeSet::new();
     for line in text.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
-        let key = format!("{}{}", row["device_id"], row["window_start"]);
+        let key = format!("{}{}", row["deviceId"], row["window_start"]);
         assert!(seen.insert(key), "twice: {line}");
     }
     assert!(!seen.is_empty());

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io::Cursor;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array as _, ArrayRef, RecordBatch};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use bytes::Bytes;
@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::cold::ColdSegment;
+
+/// Bytes that a file takes without any rows.
+const FILE_OVERHEAD: u64 = 1024;
 
 /// Name of a checkpoint of one partition. A later one is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -268,9 +271,11 @@ impl Tables {
         self.tables.iter().find(|t| t.name == name).map(|t| &t.rows)
     }
 
-    /// Bytes in memory, roughly those on disk.
+    /// About how many bytes its files will have.
     pub(crate) fn bytes(&self) -> u64 {
-        self.contents().map(|(_, rows)| rows.get_array_memory_size() as u64).sum()
+        // Buffers may be larger than what is in them.
+        let column = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_default() as u64;
+        self.contents().map(|(_, rows)| FILE_OVERHEAD + rows.columns().iter().map(column).sum::<u64>()).sum()
     }
 }
 
@@ -337,7 +342,7 @@ pub(crate) fn decode(key: &Path, entry: &FileEntry, data: Bytes) -> Result<Recor
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{ArrayRef, StringArray, UInt32Array};
+    use arrow::array::{StringArray, UInt32Array};
 
     use super::*;
 
