@@ -53,6 +53,8 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     let mut options = EngineOptions::new(args.node.data_dir.clone());
     options.shards = args.node.shards.unwrap_or(options.shards);
     options.accept_gap = args.node.accept_gap;
+    options.memory_budget = args.node.memory_budget;
+    options.journal.budget_bytes = args.node.journal_budget.unwrap_or(options.journal.budget_bytes);
     let engine = Engine::start(options, Arc::new(SystemClock::default())).await.context("the data directory cannot be used")?;
     let pipelines = plans.into_iter().map(|plan| Watched { digest: digest(&plan), plan, status: Arc::default() }).collect();
     let node = Arc::new(Node { engine: Arc::new(engine), pipelines });

@@ -9,6 +9,9 @@ use crate::pipeline::Coordinator;
 use crate::queue::Work;
 use crate::snapshot::SnapshotKind;
 
+/// The part of the node that has trouble when checkpoints cannot be stored.
+const CHECKPOINTS: &str = "checkpoints";
+
 impl Coordinator<'_> {
     /// Tells every partition's protocol a fact.
     pub(crate) fn all_progress(&mut self, fact: impl Fn(u32) -> Fact) {
@@ -118,6 +121,7 @@ impl Coordinator<'_> {
                 if let Some(owned) = self.owned.get_mut(&partition) {
                     owned.layers = layers;
                 }
+                self.status.trouble(CHECKPOINTS, None);
                 self.note_checkpoint(partition, at);
                 self.progress(partition, Fact::ManifestStored { id, at });
                 self.label_checkpoint(partition, id, at).await;
@@ -156,6 +160,7 @@ impl Coordinator<'_> {
                 owned.layers.clear();
             }
         }
+        self.status.trouble(CHECKPOINTS, Some(format!("partition {partition}: {error}")));
         self.progress(partition, Fact::StoreFailed);
         Ok(())
     }

@@ -26,6 +26,9 @@ use crate::status::{SinkStatus, State, Status};
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
+/// The part of the node that has trouble when the log does not answer.
+const LOG: &str = "log";
+
 /// When all receivers have ended and the journal has had nothing for so long, its rest belongs to other pipelines.
 const SILENT_END: Duration = Duration::from_secs(2);
 
@@ -92,7 +95,7 @@ pub async fn run(
     let PipelineParts { spec, input, sinks } = parts;
     let start = engine.clock.monotonic();
     let events = mpsc::unbounded_channel();
-    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0).await?;
+    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0, &status).await?;
     let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
     let shared = SinkShared {
         pipeline: Arc::clone(&spec.name),
@@ -166,19 +169,24 @@ impl Coordinator<'_> {
         let mut silence = tokio::time::interval(quarter);
         silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut backoff = FIRST_BACKOFF;
+        let mut tight = self.engine.tight.clone();
         while !self.is_done() {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
             let silent_left = (self.heard_at + SILENT_END).saturating_sub(self.engine.clock.monotonic());
             let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
             tokio::select! {
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
-                polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
+                polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => match polled {
                     Ok(event) => {
+                        if backoff > FIRST_BACKOFF {
+                            self.status.trouble(LOG, None);
+                        }
                         backoff = FIRST_BACKOFF;
                         self.on_log(event).await?;
                     }
                     Err(LogError::Retry { context, cause }) => {
                         tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                        self.status.trouble(LOG, Some(format!("{context}: {cause}")));
                         tokio::time::sleep(backoff).await;
                         backoff = (backoff * 2).min(MAX_BACKOFF);
                     }
@@ -187,6 +195,8 @@ impl Coordinator<'_> {
                 () = tokio::time::sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
                 _ = checkpoints.tick() => self.all_progress(|_| Fact::SnapshotDue),
                 _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
+                // Without a budget the other end is gone, and this branch with it.
+                Ok(()) = tight.changed() => {}
                 changed = self.stop.changed(), if !self.stopped => {
                     self.stopped = changed.is_err() || *self.stop.borrow();
                     if self.stopped {
