@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_checkpoint::Fact;
+use fieldstream_checkpoint::{Fact, StoreError};
 use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -310,7 +310,13 @@ impl Coordinator<'_> {
             }
         }
         for (partition, offset) in due {
-            self.decide(partition, decisions::tick(offset, now_us)).await?;
+            match self.decide(partition, decisions::tick(offset, now_us)).await {
+                // A tick that was not made has not happened. Time goes on at the next one.
+                Err(PipelineError::Store(StoreError::Full { context, cause })) => {
+                    tracing::warn!(pipeline = %self.spec.name, partition, "time stands still, the disk is full: {context}: {cause}");
+                }
+                other => other?,
+            }
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fieldstream_engine_api::{LogId, Mark};
+use fieldstream_journal::Journal;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -175,8 +176,11 @@ impl Status {
     #[must_use]
     pub fn not_ready(&self, engine: &Engine) -> Vec<String> {
         let now = engine.clock.monotonic();
-        let inner = self.lock();
         let mut reasons = Vec::new();
+        if engine.opened_journal().is_some_and(Journal::is_full) {
+            reasons.push("the journal is full, or its disk: nothing is acknowledged until there is room".to_owned());
+        }
+        let inner = self.lock();
         match inner.state {
             State::Starting => reasons.push("partitions are being taken over".to_owned()),
             State::Failed => reasons.push(inner.error.clone().unwrap_or_else(|| "failed".to_owned())),
