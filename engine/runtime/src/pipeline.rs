@@ -70,8 +70,8 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) stepping: BTreeMap<u32, u64>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
-    /// Deletions of old checkpoints under way.
-    pub(crate) prunes: Vec<JoinHandle<()>>,
+    /// Deletions of old checkpoints under way, with their partitions.
+    pub(crate) prunes: Vec<(u32, JoinHandle<()>)>,
 }
 
 /// Runs a pipeline to its end, or until it is told to stop. `digest` has a line `part=hash` for each part of the plan that results
@@ -464,7 +464,7 @@ impl Coordinator<'_> {
         }
         self.sinks.iter().for_each(|sink| sink.task.abort());
         // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
-        let prunes = futures::future::join_all(std::mem::take(&mut self.prunes));
+        let prunes = futures::future::join_all(self.prunes.drain(..).map(|(_, prune)| prune));
         let _ = tokio::time::timeout(self.engine.options.drain_deadline, prunes).await;
     }
 }

@@ -128,6 +128,9 @@ fn in_balance(worker: &mut Worker) {
 /// The account of a worker that ended in order.
 fn drained(ended: &Ended) -> Value {
     assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    // Processes died, disks did not: whatever is written must be whole, and nothing may say otherwise.
+    let damaged: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("damaged")).take(10).collect();
+    assert!(damaged.is_empty(), "something was found damaged: {damaged:#?}");
     let ledger = ended.account()["ledger"].clone();
     assert_eq!((&ledger["balanced"], &ledger["in_flight"]), (&Value::Bool(true), &Value::from(0)), "{ledger}");
     ledger
