@@ -107,7 +107,7 @@ fn rage(script: &Path, dir: &Path, time: Duration, seed: u64) -> Run {
     workers[1].until("all records from Kafka", TO_THE_END, |ledger| ledger["received"] == records && ledger["in_flight"] == 0);
     workers.iter_mut().for_each(in_balance);
     let deaths = workers.iter().flat_map(|w| w.deaths.iter().map(move |words| format!("{}: {words}", w.pipeline))).collect();
-    let refused_starts = workers.iter().map(|w| w.refused).sum();
+    let known = workers.iter().flat_map(|w| w.known.iter().map(move |(reason, n)| (format!("{} {reason}", w.pipeline), *n))).collect();
     let dirs = workers.each_ref().map(|w| w.dir.clone());
     // What MQTT delivers again may come until the very end, so that only the last account is compared.
     let ledgers = workers.map(|worker| drained(&worker.stop()));
@@ -115,7 +115,7 @@ fn rage(script: &Path, dir: &Path, time: Duration, seed: u64) -> Run {
     let mqtt = oracle::check_mqtt(&field, &dirs[0], start_ms, sent, &ledgers[0]);
     let kafka = oracle::check_kafka(&field, &dirs[1], start_ms, each, &ledgers[1]);
     let deduplicated = ledgers[0]["deduplicated"].as_u64().unwrap_or_default();
-    Run { seed, seconds, disk, tally, mqtt, kafka, sent_again: sent.again, deduplicated, deaths, refused_starts }
+    Run { seed, seconds, disk, tally, mqtt, kafka, sent_again: sent.again, deduplicated, deaths, known }
 }
 
 /// Waits until the account balances and the metric says so.

@@ -1,6 +1,7 @@
 //! What a run found, as one line of JSON and as a page.
 #![allow(clippy::print_stdout)] // the line is for whoever started the run
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -24,8 +25,8 @@ pub(crate) struct Run {
     pub(crate) deduplicated: u64,
     /// Ends of workers that nobody asked for, with their last words.
     pub(crate) deaths: Vec<String>,
-    /// Starts that were given up because the disk was full.
-    pub(crate) refused_starts: u64,
+    /// Ends for reasons that are known, by worker and reason.
+    pub(crate) known: BTreeMap<String, u64>,
 }
 
 /// Median and worst of `seconds`.
@@ -55,7 +56,7 @@ impl Run {
             "seed": self.seed, "seconds": self.seconds, "commit": commit(), "faults": self.tally.faults, "kills": self.tally.kills,
             "kills_within": self.tally.kills_within, "recovery_after_kill_s": { "median": median, "worst": worst },
             "mqtt": counts(&self.mqtt), "kafka": counts(&self.kafka), "sent_again": self.sent_again,
-            "deduplicated": self.deduplicated, "deaths": self.deaths, "refused_starts": self.refused_starts, "disk": self.disk,
+            "deduplicated": self.deduplicated, "deaths": self.deaths, "known_ends": self.known, "disk": self.disk,
         })
     }
 
@@ -103,15 +104,13 @@ impl Run {
         if !self.disk {
             out += "\nSKIPPED: full disks, since no small disk could be mounted.\n";
         }
-        let _ = write!(
-            out,
-            "\nWorkers that ended without being told to: {}. Starts that were given up on a full disk, and tried again: {}.\n",
-            self.deaths.len(),
-            self.refused_starts
-        );
+        let _ = writeln!(out, "\nWorkers that ended without being told to: {}.", self.deaths.len());
         for words in &self.deaths {
             let _ = writeln!(out, "- `{words}`");
         }
+        out += "Ended for a reason that is known (`docs/gaps.md`), and started again as a service manager does:";
+        let known: Vec<String> = self.known.iter().map(|(reason, times)| format!("{reason} ({times})")).collect();
+        let _ = writeln!(out, " {}.", if known.is_empty() { "none".to_owned() } else { known.join(", ") });
         out
     }
 

@@ -1,5 +1,6 @@
 //! A worker process and who starts it again.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -30,8 +31,8 @@ pub(crate) struct Worker {
     settled: u64,
     /// Why it ended without being told to.
     pub(crate) deaths: Vec<String>,
-    /// Starts that it gave up because the disk was full.
-    pub(crate) refused: u64,
+    /// Ends for reasons that are known and written down, after which it is started again.
+    pub(crate) known: BTreeMap<&'static str, u64>,
 }
 
 impl Worker {
@@ -43,8 +44,19 @@ impl Worker {
         std::fs::write(&file, text).expect("a file");
         let variables = field.variables();
         let (now, deaths) = (Instant::now(), Vec::new());
-        let mut worker =
-            Self { pipeline, file, dir, logs, variables, node: None, started: now, down_since: now, settled: 0, deaths, refused: 0 };
+        let mut worker = Self {
+            pipeline,
+            file,
+            dir,
+            logs,
+            variables,
+            node: None,
+            started: now,
+            down_since: now,
+            settled: 0,
+            deaths,
+            known: BTreeMap::new(),
+        };
         worker.start();
         worker
     }
@@ -88,9 +100,15 @@ impl Worker {
         let ended = self.node.as_mut().is_some_and(Node::ended);
         if ended {
             let words = self.node.take().map(|node| last_words(&node.stderr())).unwrap_or_default();
-            // Without room for its claim it cannot begin; whoever supervises it tries again.
-            if self.started.elapsed() < START && words.contains("No space left") {
-                self.refused += 1;
+            // Without room for its claim it cannot begin. And a network that delivers an older request to join the group after a
+            // newer one lets Kafka fence the member that made both; the client library takes that for the end.
+            let known = if self.started.elapsed() < START && words.contains("No space left") {
+                Some("could not start on the full disk")
+            } else {
+                words.contains("FencedInstanceId").then_some("was fenced by its own late request to join the group")
+            };
+            if let Some(reason) = known {
+                *self.known.entry(reason).or_default() += 1;
             } else {
                 eprintln!("chaos: {} has ended by itself: {words}", self.pipeline);
                 self.deaths.push(words);
