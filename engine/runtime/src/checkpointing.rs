@@ -65,12 +65,17 @@ impl Coordinator<'_> {
             }
             Action::Prune { keep } => {
                 let pipeline = self.spec.name.clone();
-                self.prunes.retain(|prune| !prune.is_finished());
-                self.prunes.push(tokio::spawn(async move {
+                self.prunes.retain(|(_, prune)| !prune.is_finished());
+                // Two at once would each look for what the other has deleted. What is left now goes after the next checkpoint.
+                if self.prunes.iter().any(|(own, _)| *own == partition) {
+                    return;
+                }
+                let prune = tokio::spawn(async move {
                     if let Err(error) = store.prune(generation, keep).await {
                         tracing::warn!(%pipeline, partition, "old checkpoints could not be deleted: {error}");
                     }
-                }));
+                });
+                self.prunes.push((partition, prune));
             }
             Action::Acknowledge { offset } => owned.acknowledge = Some(offset),
             Action::Drained => owned.drained = true,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_checkpoint::Fact;
+use fieldstream_checkpoint::{Fact, StoreError};
 use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -73,8 +73,8 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) stepping: BTreeMap<u32, u64>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
-    /// Deletions of old checkpoints under way.
-    pub(crate) prunes: Vec<JoinHandle<()>>,
+    /// Deletions of old checkpoints under way, with their partitions.
+    pub(crate) prunes: Vec<(u32, JoinHandle<()>)>,
 }
 
 /// Runs a pipeline to its end, or until it is told to stop. `digest` has a line `part=hash` for each part of the plan that results
@@ -320,7 +320,13 @@ impl Coordinator<'_> {
             }
         }
         for (partition, offset) in due {
-            self.decide(partition, decisions::tick(offset, now_us)).await?;
+            match self.decide(partition, decisions::tick(offset, now_us)).await {
+                // A tick that was not made has not happened. Time goes on at the next one.
+                Err(PipelineError::Store(StoreError::Full { context, cause })) => {
+                    tracing::warn!(pipeline = %self.spec.name, partition, "time stands still, the disk is full: {context}: {cause}");
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -468,7 +474,7 @@ impl Coordinator<'_> {
         }
         self.sinks.iter().for_each(|sink| sink.task.abort());
         // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
-        let prunes = futures::future::join_all(std::mem::take(&mut self.prunes));
+        let prunes = futures::future::join_all(self.prunes.drain(..).map(|(_, prune)| prune));
         let _ = tokio::time::timeout(self.engine.options.drain_deadline, prunes).await;
     }
 }
