@@ -12,4 +12,5 @@ mod passivation;
 mod publisher;
 mod reference;
 mod services;
+mod sim;
 mod topics;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 mod ci;
 mod scan;
 mod schema;
+mod sim;
 mod sources;
 mod table;
 mod tidy;
@@ -21,6 +22,8 @@ const HELP: &str = "usage: cargo xtask COMMAND
   walls             crate edges and `use` walls against the table in xtask/src/table.rs
   tidy              module docs, lengths of files and functions, left-overs, golden cases
   schema [--check]  writes (or compares) the published JSON schemas
+  sim [--seed N] [--count K] [--release]
+                    simulated runs of several workers with faults, see docs/reliability/simulation.md
   ci                everything continuous integration runs, tests included
 ";
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         ["tidy"] => root().and_then(|root| report("tidy", tidy::check(&root))),
         ["schema"] => root().and_then(|root| schema::run(&root, false)),
         ["schema", "--check"] => root().and_then(|root| schema::run(&root, true)),
+        ["sim", ref options @ ..] => root().and_then(|root| sim::run(&root, options)),
         ["ci"] => root().and_then(|root| ci::run(&root)),
         _ => {
             say(HELP);

@@ -8,7 +8,7 @@ use fieldstream_journal::{Journal, JournalError};
 use fieldstream_schemas::decode::Decoder;
 use tokio::sync::{mpsc, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::event::Event;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -45,7 +45,7 @@ impl Ingest {
                     self.take(received).await?;
                 }
                 Ok(None) => return Ok(()),
-                Err(error) => backoff = wait_after(&self.source, error, backoff).await?,
+                Err(error) => backoff = self.wait_after(error, backoff).await?,
             }
         }
     }
@@ -61,7 +61,7 @@ impl Ingest {
                 Err(full @ JournalError::Full { .. }) => {
                     tracing::error!(source = %self.source, "{full}; the source is not acknowledged until there is room");
                     // Either way the append is tried again.
-                    let _ = tokio::time::timeout(FULL_RETRY, self.journal.wait_for_room()).await;
+                    let _ = within(&*self.clock, FULL_RETRY, self.journal.wait_for_room()).await;
                 }
                 Err(error) => return Err(error.to_string()),
             }
@@ -76,16 +76,16 @@ impl Ingest {
             Err(fatal) => Err(fatal.to_string()),
         }
     }
-}
 
-async fn wait_after(source: &str, error: ReceiveError, backoff: Duration) -> Result<Duration, String> {
-    match error {
-        ReceiveError::Retry { context, cause } => {
-            tracing::warn!(source, "{context}: {cause}; trying again in {backoff:?}");
-            tokio::time::sleep(backoff).await;
-            Ok((backoff * 2).min(MAX_BACKOFF))
+    async fn wait_after(&mut self, error: ReceiveError, backoff: Duration) -> Result<Duration, String> {
+        match error {
+            ReceiveError::Retry { context, cause } => {
+                tracing::warn!(source = %self.source, "{context}: {cause}; trying again in {backoff:?}");
+                self.clock.sleep(backoff).await;
+                Ok((backoff * 2).min(MAX_BACKOFF))
+            }
+            fatal @ ReceiveError::Fatal { .. } => Err(fatal.to_string()),
         }
-        fatal @ ReceiveError::Fatal { .. } => Err(fatal.to_string()),
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::assign::Owned;
+use crate::clock::{Beat, within};
 use crate::decisions;
 use crate::engine::Engine;
 use crate::error::PipelineError;
@@ -154,19 +155,31 @@ fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> Si
 
 impl Coordinator<'_> {
     async fn work(&mut self) -> Result<(), PipelineError> {
-        let mut checkpoints = tokio::time::interval(self.spec.checkpoint.interval.max(Duration::from_millis(10)));
-        checkpoints.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        checkpoints.tick().await;
+        let clock = Arc::clone(&self.engine.clock);
+        let mut checkpoints = Beat::new(&*clock, self.spec.checkpoint.interval.max(Duration::from_millis(10)));
         let quarter = self.spec.time.idle_after.map_or(Duration::from_secs(3600), |idle| (idle / 4).max(Duration::from_millis(10)));
-        let mut silence = tokio::time::interval(quarter);
-        silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut silence = Beat::new(&*clock, quarter);
         let mut backoff = FIRST_BACKOFF;
         while !self.is_done() {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
-            let silent_left = (self.heard_at + SILENT_END).saturating_sub(self.engine.clock.monotonic());
-            let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
+            let silent_left = (self.heard_at + SILENT_END).saturating_sub(clock.monotonic());
+            let drain_left = self.drain_until.map(|until| until.saturating_sub(clock.monotonic()));
+            // In a fixed order, so that a run can be repeated: what is rare and short first; then events, of which there are only as
+            // many as the log's batches and their commits make; the log, which may always have something, after them.
             tokio::select! {
+                biased;
+                changed = self.stop.changed(), if !self.stopped => {
+                    self.stopped = changed.is_err() || *self.stop.borrow();
+                    if self.stopped {
+                        self.begin_drain();
+                    }
+                }
+                () = clock.sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
+                    return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
+                }
+                () = checkpoints.next(&*clock) => self.all_progress(|_| Fact::SnapshotDue),
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
+                () = silence.next(&*clock), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
                 polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
                     Ok(event) => {
                         backoff = FIRST_BACKOFF;
@@ -174,23 +187,12 @@ impl Coordinator<'_> {
                     }
                     Err(LogError::Retry { context, cause }) => {
                         tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
-                        tokio::time::sleep(backoff).await;
+                        clock.sleep(backoff).await;
                         backoff = (backoff * 2).min(MAX_BACKOFF);
                     }
                     Err(error) => return Err(error.into()),
                 },
-                () = tokio::time::sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
-                _ = checkpoints.tick() => self.all_progress(|_| Fact::SnapshotDue),
-                _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
-                changed = self.stop.changed(), if !self.stopped => {
-                    self.stopped = changed.is_err() || *self.stop.borrow();
-                    if self.stopped {
-                        self.begin_drain();
-                    }
-                }
-                () = tokio::time::sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
-                    return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
-                }
+                () = clock.sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
             }
         }
         Ok(())
@@ -459,6 +461,6 @@ impl Coordinator<'_> {
         self.sinks.iter().for_each(|sink| sink.task.abort());
         // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
         let prunes = futures::future::join_all(std::mem::take(&mut self.prunes));
-        let _ = tokio::time::timeout(self.engine.options.drain_deadline, prunes).await;
+        let _ = within(&*self.engine.clock, self.engine.options.drain_deadline, prunes).await;
     }
 }

@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::fut::wrap_future;
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message};
 use fieldstream_engine_api::{Generation, LogBatch, SinkRows};
 use tokio::sync::{mpsc, oneshot};
 
@@ -188,7 +189,8 @@ impl Handler<Ready> for Shard {
             }
             NextTurn::Wait => {
                 if !std::mem::replace(&mut hosted.waits, true) {
-                    ctx.notify_later(Overdue { id: message.id }, hosted.turn.max_wait);
+                    let wait = wrap_future::<_, Self>(hosted.partition.clock().sleep(hosted.turn.max_wait));
+                    ctx.spawn(wait.map(move |(), _, ctx| ctx.notify(Overdue { id: message.id })));
                 }
                 hosted.queue.unschedule();
                 // What came in between may be what it waits for, and then nobody else sends the token.
