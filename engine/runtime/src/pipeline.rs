@@ -136,6 +136,7 @@ pub async fn run(
         Ok(()) => coordinator.close().await,
         Err(error) => Err(error),
     };
+    let closed = closed.map_err(|error| coordinator.told_cause(error));
     coordinator.abandon().await;
     if let Err(error) = closed {
         let mut inner = status.lock();
@@ -179,7 +180,7 @@ impl Coordinator<'_> {
                 }
                 () = checkpoints.next(&*clock) => self.all_progress(|_| Fact::SnapshotDue),
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
-                () = silence.next(&*clock), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
+                () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
                 polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
                     Ok(event) => {
                         backoff = FIRST_BACKOFF;
@@ -196,6 +197,19 @@ impl Coordinator<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A sink task that is gone has said why.
+    fn told_cause(&mut self, error: PipelineError) -> PipelineError {
+        if !matches!(error, PipelineError::Gone(_)) {
+            return error;
+        }
+        let told = std::iter::from_fn(|| self.events.try_recv().ok());
+        let cause = told.filter_map(|event| match event {
+            Event::SinkFailed { sink, error } => Some(PipelineError::Sink { sink, error }),
+            _ => None,
+        });
+        cause.last().unwrap_or(error)
     }
 
     fn input_ended(&self) -> bool {
@@ -229,7 +243,7 @@ impl Coordinator<'_> {
     async fn on_batch(&mut self, batch: LogBatch) -> Result<(), PipelineError> {
         let (partition, next_offset) = (batch.partition, batch.next_offset);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-        owned.enqueued.next_offset = next_offset;
+        owned.enqueue_to(next_offset);
         owned.quiet_ticks = 0;
         self.heard_at = self.engine.clock.monotonic();
         let ready = owned.queue.push(Work::Batch(batch));
@@ -279,7 +293,7 @@ impl Coordinator<'_> {
     async fn end_input(&mut self, partition: u32, next_offset: u64) -> Result<(), PipelineError> {
         let Some(owned) = self.owned.get_mut(&partition).filter(|o| !o.ended) else { return Ok(()) };
         owned.ended = true;
-        owned.enqueued.next_offset = next_offset;
+        owned.enqueue_to(next_offset);
         if owned.end_decided.is_none_or(|offset| offset < next_offset) {
             self.decide(partition, decisions::end_of_input(next_offset)).await?;
         }
@@ -292,7 +306,8 @@ impl Coordinator<'_> {
     /// Makes a decision durable, then lets the partition carry it out.
     async fn decide(&mut self, partition: u32, decision: fieldstream_checkpoint::Decision) -> Result<(), PipelineError> {
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-        owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+        owned.store.append_decision(owned.generation, owned.next_decision, &decision).await?;
+        owned.next_decision += 1;
         owned.enqueued.next_decision += 1;
         if owned.queue.push(Work::Decide(decision)) {
             self.send_token(partition);
@@ -304,7 +319,7 @@ impl Coordinator<'_> {
     async fn silent_ticks(&mut self) -> Result<(), PipelineError> {
         let now_us = self.engine.clock.now_us();
         let mut due = Vec::new();
-        for (partition, owned) in self.owned.iter_mut().filter(|(_, o)| o.has_devices && !o.ended) {
+        for (partition, owned) in self.owned.iter_mut().filter(|(_, o)| o.has_devices && !o.ended && o.is_abreast()) {
             owned.quiet_ticks += 1;
             // After idle_after (four quarters), then every quarter up to twice that, then at doubling distances.
             if (4..=8).contains(&owned.quiet_ticks) || owned.quiet_ticks > 8 && owned.quiet_ticks.is_power_of_two() {

@@ -86,6 +86,11 @@ impl Broker {
         &self.parts[partition as usize].records
     }
 
+    /// Payloads of all partitions.
+    pub(super) fn appended(&self) -> u64 {
+        self.parts.iter().map(|part| part.records.len() as u64).sum()
+    }
+
     pub(super) fn owner(&self, partition: u32) -> Option<u64> {
         self.parts[partition as usize].owner
     }
@@ -272,6 +277,11 @@ impl Log for SimLog {
             }
             return self.read(partition);
         }
+    }
+
+    async fn end_offset(&mut self, partition: u32) -> Result<Option<u64>, LogError> {
+        self.process.way().await;
+        Ok(Some(self.process.world.broker().records(partition).len() as u64))
     }
 
     async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {

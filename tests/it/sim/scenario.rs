@@ -43,8 +43,8 @@ operators:
   high: { inputs: [once], detect: { threshold: { above: 90, deadband: 5 }, on_delay: 1s } }
   silent: { inputs: [once], detect: { gap: { after: 15s } } }
 sinks:
-  readings: { inputs: [once], blackhole: }
-  windows: { inputs: [windows, windows.revised, windows.late], blackhole: }
+  kept: { inputs: [once], blackhole: }
+  counted: { inputs: [windows, windows.revised, windows.late], blackhole: }
   alerts: { inputs: [odd, high, silent], blackhole: }
   hook: { inputs: [odd, high, silent], blackhole: }
 dead_letter: { blackhole: }
