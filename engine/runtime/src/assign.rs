@@ -78,7 +78,11 @@ impl Coordinator<'_> {
         let marks = self.open_sinks(&key, claim.generation).await?;
         let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
         let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
-        let restored = store.latest(Some(&folder)).await?;
+        let restored = match store.latest(Some(&folder)).await {
+            // What a newer owner deletes looks damaged to the one it has overtaken.
+            Err(error) => return Err(store.check_owner(claim.generation).await.err().unwrap_or(error).into()),
+            restored => restored?,
+        };
         restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
@@ -228,9 +232,9 @@ impl Coordinator<'_> {
     pub(crate) async fn recover(
         &mut self,
         partition: u32,
-        node: String,
-        message: String,
+        (node, message): (String, String),
         position: Option<Position>,
+        reached: u64,
     ) -> Result<(), PipelineError> {
         let at = self.status.lock().partitions.get(&partition).map(|s| s.complete_to);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
@@ -240,7 +244,8 @@ impl Coordinator<'_> {
                 let decision = crate::decisions::quarantine(position, &node, &message);
                 owned.store.append_decision(owned.generation, owned.next_decision, &decision).await?;
             }
-            None if self.stepping.contains_key(&partition) && owned.recovered_at == at => {
+            // All its rows were stepped, so that it was none of them.
+            None if self.stepping.get(&partition).is_some_and(|below| *below >= reached) && owned.recovered_at == at => {
                 return Err(PipelineError::Panic { partition, node, message });
             }
             None => {

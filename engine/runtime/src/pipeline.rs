@@ -383,7 +383,9 @@ impl Coordinator<'_> {
                 self.progress(partition, Fact::TurnDone { mark: complete_to });
                 self.drain_partition(partition);
             }
-            PartitionEvent::Panicked { node, message, position } => self.recover(partition, node, message, position).await?,
+            PartitionEvent::Panicked { node, message, position, reached } => {
+                self.recover(partition, (node, message), position, reached).await?;
+            }
             PartitionEvent::Failed { error } => return Err(PipelineError::Cold { partition, error }),
             PartitionEvent::Snapshot { data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
             PartitionEvent::Stored(result) => self.snapshot_stored(partition, result)?,

@@ -215,6 +215,7 @@ impl Hosted {
     fn take_turn(&mut self, work: Work) {
         let partition = &mut self.partition;
         let digest = &self.outlet.digest;
+        let reached = if let Work::Batch(batch) = &work { batch.next_offset } else { partition.complete_to().next_offset };
         let turn = catch_unwind(AssertUnwindSafe(|| match work {
             Work::Batch(batch) => Ok((partition.turn(batch)?, None)),
             Work::Decide(decision) => Ok((vec![partition.decide(&decision)?], None)),
@@ -236,7 +237,7 @@ impl Hosted {
                 self.poisoned = true;
                 let node = self.partition.graph().running().unwrap_or("ingress").to_owned();
                 let position = self.partition.stepping_at();
-                self.tell(PartitionEvent::Panicked { node, message: panic_message(&*panic), position });
+                self.tell(PartitionEvent::Panicked { node, message: panic_message(&*panic), position, reached });
             }
         }
     }

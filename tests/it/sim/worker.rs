@@ -68,7 +68,9 @@ pub(super) async fn work(world: Arc<World>, number: usize, workers: Workers, fol
             Ended::Run(outcome) => {
                 let said = outcome.as_ref().map_or_else(ToString::to_string, |report| format!("{:?}", report.state));
                 world.note(format_args!("{name} ends: {said}"));
-                outcome.err().filter(|error| !is_expected(error)).into_iter().for_each(|error| world.violation(format!("{name}: {error}")));
+                if let Some(error) = outcome.err().filter(|error| !is_expected(error, &world, member)) {
+                    world.violation(format!("{name}: {error}"));
+                }
             }
         }
         world.broker().leave(member);
@@ -77,8 +79,10 @@ pub(super) async fn work(world: Arc<World>, number: usize, workers: Workers, fol
 }
 
 /// What faults may end a process with; anything else is a defect.
-fn is_expected(error: &PipelineError) -> bool {
+fn is_expected(error: &PipelineError, world: &World, member: u64) -> bool {
     match error {
+        // A stale owner may need what its successor no longer does.
+        PipelineError::Log(LogError::Truncated { partition, .. }) => world.broker().owner(*partition) != Some(member),
         PipelineError::Sink { error: SinkError::Fenced { .. }, .. }
         | PipelineError::Store(StoreError::Fenced { .. } | StoreError::Io { .. })
         | PipelineError::Log(LogError::Retry { .. })
