@@ -200,7 +200,7 @@ impl SimLog {
         let event = broker.members.get_mut(&self.member)?.events.pop_front()?;
         Some(match event {
             GroupEvent::Assigned(partitions) => {
-                partitions.iter().for_each(|p| drop(self.readers.insert(*p, Reader::default())));
+                self.readers.extend(partitions.iter().map(|p| (*p, Reader::default())));
                 LogEvent::Assigned(partitions.iter().map(|p| broker.assignment(*p)).collect())
             }
             GroupEvent::Revoked(partition) => {

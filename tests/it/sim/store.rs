@@ -32,25 +32,26 @@ impl SimStore {
     }
 
     /// On the way to the store: it may fail there.
-    async fn there(process: &Process) -> Result<()> {
+    async fn there(process: &Process, key: &Path) -> Result<()> {
         process.way().await;
-        if process.world.strikes(process.world.faults.store_fails) { Err(Self::failure("the store failed")) } else { Ok(()) }
+        let fails = !is_probe(key) && process.world.strikes(process.world.faults.store_fails);
+        if fails { Err(Self::failure("the store failed")) } else { Ok(()) }
     }
 
     /// On the way back: the answer may be lost.
-    async fn back<T>(process: &Process, answer: Result<T>) -> Result<T> {
+    async fn back<T>(process: &Process, key: &Path, answer: Result<T>) -> Result<T> {
         process.way().await;
-        if process.world.strikes(process.world.faults.store_mute) { Err(Self::failure("the answer was lost")) } else { answer }
+        let mute = !is_probe(key) && process.world.strikes(process.world.faults.store_mute);
+        if mute { Err(Self::failure("the answer was lost")) } else { answer }
     }
 
     async fn put(&self, key: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
         let world = &self.process.world;
-        let probes = key.as_ref().starts_with("probe/");
-        if world.is(Mutant::StoreOverwrites) && !probes {
+        if world.is(Mutant::StoreOverwrites) && !is_probe(key) {
             options.mode = PutMode::Overwrite;
         }
         let put = self.inner.put_opts(key, payload.clone(), options).await;
-        if !probes {
+        if !is_probe(key) {
             world.note(format_args!("{} puts {key}: {}", self.process.name, if put.is_ok() { "done" } else { "refused" }));
         }
         let kind = key.as_ref().split('/').next();
@@ -61,6 +62,11 @@ impl SimStore {
         }
         put
     }
+}
+
+/// The key of a store's probe at its opening: its name is random, so that nothing about it may show in the trace.
+fn is_probe(key: &Path) -> bool {
+    key.as_ref().starts_with("probe/")
 }
 
 impl fmt::Debug for SimStore {
@@ -87,9 +93,9 @@ impl ObjectStore for SimStore {
             });
             return Ok(PutResult { e_tag: None, version: None });
         }
-        Self::there(&self.process).await?;
+        Self::there(&self.process, key).await?;
         let put = self.put(key, payload, options).await;
-        Self::back(&self.process, put).await
+        Self::back(&self.process, key, put).await
     }
 
     async fn put_multipart_opts(&self, key: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
@@ -97,8 +103,8 @@ impl ObjectStore for SimStore {
     }
 
     async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
-        Self::there(&self.process).await?;
-        if !key.as_ref().starts_with("probe/") {
+        Self::there(&self.process, key).await?;
+        if !is_probe(key) {
             self.process.world.note(format_args!("{} gets {key}", self.process.name));
         }
         let got = self.inner.get_opts(key, options).await;
@@ -111,14 +117,14 @@ impl ObjectStore for SimStore {
         let delete = move |key: Result<Path>| {
             let (process, inner) = (Arc::clone(&process), Arc::clone(&inner));
             async move {
-                Self::there(&process).await?;
                 let key = key?;
-                if !key.as_ref().starts_with("probe/") {
+                Self::there(&process, &key).await?;
+                if !is_probe(&key) {
                     process.world.note(format_args!("{} deletes {key}", process.name));
                 }
-                let deleted: Vec<_> = inner.delete_stream(stream::once(async move { Ok(key) }).boxed()).collect().await;
+                let deleted: Vec<_> = inner.delete_stream(stream::iter([Ok(key.clone())]).boxed()).collect().await;
                 let deleted = deleted.into_iter().next().unwrap_or_else(|| Err(Self::failure("nothing was deleted")));
-                Self::back(&process, deleted).await
+                Self::back(&process, &key, deleted).await
             }
         };
         keys.then(delete).boxed()
@@ -127,7 +133,7 @@ impl ObjectStore for SimStore {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (process, inner, prefix) = (Arc::clone(&self.process), Arc::clone(&self.inner), prefix.cloned());
         let listed = async move {
-            if let Err(error) = Self::there(&process).await {
+            if let Err(error) = Self::there(&process, prefix.as_ref().unwrap_or(&Path::default())).await {
                 return stream::iter(vec![Err(error)]);
             }
             if let Some(prefix) = &prefix {
@@ -143,12 +149,12 @@ impl ObjectStore for SimStore {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        Self::there(&self.process).await?;
+        Self::there(&self.process, prefix.unwrap_or(&Path::default())).await?;
         self.inner.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        Self::there(&self.process).await?;
+        Self::there(&self.process, from).await?;
         self.inner.copy_opts(from, to, options).await
     }
 }
