@@ -14,4 +14,5 @@ mod passivation;
 mod publisher;
 mod reference;
 mod services;
+mod sim;
 mod topics;

@@ -12,6 +12,7 @@ mod chaos;
 mod ci;
 mod scan;
 mod schema;
+mod sim;
 mod sources;
 mod table;
 mod tidy;
@@ -26,6 +27,8 @@ const HELP: &str = "usage: cargo xtask COMMAND
                     kills, stops, freezes and starves the real processes, and compares every row
   soak --minutes M [--report FILE]
                     an even load with reloads, in which memory and open files must stay flat
+  sim [--seed N] [--count K] [--release]
+                    simulated runs of several workers with faults, see docs/reliability/simulation.md
   ci                everything continuous integration runs, tests included
 ";
 
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         ["schema", "--check"] => root().and_then(|root| schema::run(&root, true)),
         ["chaos", ref options @ ..] => root().and_then(|root| chaos::run(&root, "chaos", "chaos::chaos", options)),
         ["soak", ref options @ ..] => root().and_then(|root| chaos::run(&root, "soak", "chaos::soak::soak", options)),
+        ["sim", ref options @ ..] => root().and_then(|root| sim::run(&root, options)),
         ["ci"] => root().and_then(|root| ci::run(&root)),
         _ => {
             say(HELP);

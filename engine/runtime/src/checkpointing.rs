@@ -1,7 +1,7 @@
 //! The coordinator's effects for the checkpoint protocol: it asks [`Progress`](fieldstream_checkpoint::Progress) and does as told.
 
-use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PendingCheckpoint, StoreError};
-use fieldstream_engine_api::Mark;
+use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PartitionStore, PendingCheckpoint, StoreError};
+use fieldstream_engine_api::{Generation, Mark};
 
 use crate::error::PipelineError;
 use crate::event::{Event, PartitionEvent};
@@ -58,7 +58,7 @@ impl Coordinator<'_> {
             Action::StoreManifest { at } => {
                 let Some(pending) = owned.pending.take() else { return };
                 tokio::spawn(async move {
-                    let result = store.commit(&pending).await;
+                    let result = commit_as_owner(&store, generation, &pending).await;
                     let what = PartitionEvent::Committed { at, result };
                     let _ = events.send(Event::Partition { partition, generation, what });
                 });
@@ -150,4 +150,12 @@ impl Coordinator<'_> {
         self.progress(partition, Fact::StoreFailed);
         Ok(())
     }
+}
+
+/// Makes a checkpoint true. A newer owner that had claimed the partition before may not have seen it, and then it is void: the log
+/// must not be told of it. One that claims later sees it.
+async fn commit_as_owner(store: &PartitionStore, generation: Generation, pending: &PendingCheckpoint) -> Result<CheckpointId, StoreError> {
+    let id = store.commit(pending).await?;
+    store.check_owner(generation).await?;
+    Ok(id)
 }
