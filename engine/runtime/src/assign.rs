@@ -1,14 +1,14 @@
 //! Taking a partition over: claim, fence and read marks, restore, adopt, re-inject decisions, seek.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, Layer, PartitionStore, PendingCheckpoint, Progress};
+use fieldstream_checkpoint::{CheckpointData, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
 use fieldstream_engine_api::{Assignment, Committed, Generation, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
 use crate::error::PipelineError;
-use crate::gap::check_end;
 use crate::ledger::Totals;
 use crate::partition::Partition;
 use crate::pipeline::Coordinator;
@@ -38,6 +38,12 @@ pub(crate) struct Owned {
     pub(crate) acknowledge: Option<u64>,
     /// What turns will have reached when the queue is empty.
     pub(crate) enqueued: Mark,
+    /// Number of the next decision that is made.
+    pub(crate) next_decision: u64,
+    /// Offsets of the decisions that are still to be replayed, in their order.
+    replay: VecDeque<u64>,
+    /// Below it everything has happened already, and some sink may have it: no new decision may be put there.
+    replays_to: u64,
     pub(crate) paused: bool,
     pub(crate) ended: bool,
     /// Offset of the last end of input that is decided already and is being replayed.
@@ -51,8 +57,23 @@ pub(crate) struct Owned {
     recovered_at: Option<Mark>,
 }
 
+impl Owned {
+    /// Payloads below `next_offset` are in the queue, and with them the decisions of a replay that lie among them.
+    pub(crate) fn enqueue_to(&mut self, next_offset: u64) {
+        self.enqueued.next_offset = next_offset;
+        while self.replay.pop_front_if(|offset| *offset <= next_offset).is_some() {
+            self.enqueued.next_decision += 1;
+        }
+    }
+
+    /// True when what happens now has not happened before.
+    pub(crate) fn is_abreast(&self) -> bool {
+        self.enqueued.next_offset >= self.replays_to
+    }
+}
+
 impl Coordinator<'_> {
-    pub(crate) async fn assign(&mut self, assignment: Assignment) -> Result<(), PipelineError> {
+    pub(crate) async fn assign(&mut self, mut assignment: Assignment) -> Result<(), PipelineError> {
         let partition = assignment.partition;
         let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
         let store = self.engine.store.partition(&key);
@@ -60,24 +81,21 @@ impl Coordinator<'_> {
         let claim = store.claim().await?;
         warn_of_restarts(&key, claim.restarts);
         let marks = self.open_sinks(&key, claim.generation).await?;
-        let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
-        let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
-        let restored = store.latest(Some(&folder)).await?;
-        restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
+        let (cold, restored) = self.newest(&store, claim.generation).await?;
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
-        let mut changed = false;
+        let changed = restored.checkpoint.as_ref().is_some_and(|checkpoint| self.note_changes(&checkpoint.data.plan_digest));
         if let Some(checkpoint) = &restored.checkpoint {
-            changed = self.note_changes(&checkpoint.data.plan_digest);
             hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
         }
         let start = hosted.complete_to();
-        check_end(&assignment, start, &marks)?;
+        let furthest = self.check_end(&mut assignment, start, &marks).await?;
         let decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, other_logs).await?;
         let decided = start.next_decision + decisions.len() as u64;
         let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
-        let replays = !decisions.is_empty();
+        let replay: VecDeque<u64> = decisions.iter().map(|d| d.position.offset).collect();
+        let (replays, replays_to) = (!replay.is_empty(), replay.iter().copied().max().unwrap_or_default().max(furthest));
         hosted.set_replay(decisions);
         let from = hosted.complete_to().next_offset;
         hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
@@ -91,7 +109,7 @@ impl Coordinator<'_> {
         }
         let queue = Arc::new(PartitionQueue::default());
         self.show(&key, &hosted, &queue, &marks);
-        let owned = Owned {
+        let mut owned = Owned {
             queue: Arc::clone(&queue),
             generation: claim.generation,
             store,
@@ -103,7 +121,10 @@ impl Coordinator<'_> {
             retake: false,
             claimed: self.engine.clock.monotonic(),
             acknowledge: None,
-            enqueued: Mark { next_decision: decided, next_offset: from },
+            enqueued: start,
+            next_decision: decided,
+            replay,
+            replays_to,
             paused: false,
             ended: false,
             end_decided,
@@ -114,11 +135,25 @@ impl Coordinator<'_> {
             recovered_at: None,
             assignment,
         };
+        owned.enqueue_to(from);
         self.owned.insert(partition, owned);
         self.host(hosted, queue, claim.generation, replays).await?;
         self.log.seek(partition, from).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
+    }
+
+    /// The newest readable checkpoint, and a cold store in whose folder its cold files lie.
+    async fn newest(&self, store: &PartitionStore, generation: Generation) -> Result<(ColdStore, Restored), PipelineError> {
+        let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), generation)?;
+        let cold = ColdStore::create(&folder, &format!("{:020}", generation.0))?;
+        let restored = match store.latest(Some(&folder)).await {
+            // What a newer owner deletes looks damaged to the one it has overtaken.
+            Err(error) => return Err(store.check_owner(generation).await.err().unwrap_or(error).into()),
+            restored => restored?,
+        };
+        restored.notes.iter().for_each(|note| tracing::error!(partition = %store.key(), "{note}"));
+        Ok((cold, restored))
     }
 
     /// Gives a partition to its shard; with a replay it has to do at once what was decided where it begins.
@@ -221,9 +256,9 @@ impl Coordinator<'_> {
     pub(crate) async fn recover(
         &mut self,
         partition: u32,
-        node: String,
-        message: String,
+        (node, message): (String, String),
         position: Option<Position>,
+        reached: u64,
     ) -> Result<(), PipelineError> {
         let at = self.status.lock().partitions.get(&partition).map(|s| s.complete_to);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
@@ -231,9 +266,10 @@ impl Coordinator<'_> {
             Some(position) => {
                 tracing::error!(pipeline = %self.spec.name, partition, node, ?position, "a row made the operator panic and goes to the dead letter: {message}");
                 let decision = crate::decisions::quarantine(position, &node, &message);
-                owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+                owned.store.append_decision(owned.generation, owned.next_decision, &decision).await?;
             }
-            None if self.stepping.contains_key(&partition) && owned.recovered_at == at => {
+            // All its rows were stepped, so that it was none of them.
+            None if self.stepping.get(&partition).is_some_and(|below| *below >= reached) && owned.recovered_at == at => {
                 return Err(PipelineError::Panic { partition, node, message });
             }
             None => {
@@ -241,7 +277,8 @@ impl Coordinator<'_> {
                 self.stepping.insert(partition, owned.enqueued.next_offset);
             }
         }
-        let assignment = owned.assignment.clone();
+        let mut assignment = owned.assignment.clone();
+        assignment.end_offset = assignment.end_offset.max(owned.enqueued.next_offset);
         self.status.lock().restarts += 1;
         self.revoke(partition).await;
         if !self.resume_reading() {

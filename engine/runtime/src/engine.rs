@@ -88,6 +88,13 @@ impl Engine {
         Ok(Self { options, shards, store, clock, tight, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters })
     }
 
+    /// A node inside another program: one shard on the caller's own thread, checkpoints in `store`.
+    #[must_use]
+    pub fn embedded(options: EngineOptions, clock: Arc<dyn Clock>, store: CheckpointStore) -> Self {
+        let shards = vec![Shard::default().start()];
+        Self { options, shards, store, clock, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters: Vec::new() }
+    }
+
     /// The node's journal, opened when the first receiver needs it.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark};
 use crate::decisions::{self, Gap, gap_of};
 use crate::error::PipelineError;
 use crate::pipeline::Coordinator;
+use crate::queue::Work;
 
 impl Coordinator<'_> {
     /// Logs that the pipeline has state for, when this one is none of them.
@@ -31,6 +32,42 @@ impl Coordinator<'_> {
             logs.join(", ")
         );
         Err(PipelineError::Position { partition: assignment.partition, what })
+    }
+
+    /// The log has lost payloads that it had acknowledged: the account says so.
+    pub(crate) fn on_lost(&mut self, partition: u32, next_offset: u64, payloads: u64) {
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        tracing::error!(pipeline = %self.spec.name, partition, payloads, "the log is damaged before offset {next_offset}: acknowledged payloads are lost");
+        owned.enqueue_to(next_offset);
+        if owned.queue.push(Work::Lost { next_offset, payloads }) {
+            self.send_token(partition);
+        }
+    }
+
+    /// The offset below which some sink may have output, or state is saved.
+    ///
+    /// # Errors
+    /// [`PipelineError::Position`] when the log ends before it: it is not the log it was.
+    pub(crate) async fn check_end(
+        &mut self,
+        assignment: &mut Assignment,
+        start: Mark,
+        marks: &[Option<Committed>],
+    ) -> Result<u64, PipelineError> {
+        let partition = assignment.partition;
+        let furthest = marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset);
+        if furthest > assignment.end_offset {
+            // Until it was fenced, the owner before went on with what came after this assignment.
+            assignment.end_offset = self.log.end_offset(partition).await?.unwrap_or_default().max(assignment.end_offset);
+        }
+        if furthest > assignment.end_offset {
+            let what = format!(
+                "output was committed up to offset {furthest}, but the log ends at {}; it is not the log it was. Point the pipeline at the right log, or start anew with another pipeline name",
+                assignment.end_offset
+            );
+            return Err(PipelineError::Position { partition, what });
+        }
+        Ok(furthest)
     }
 
     /// Writes down that this owner goes on from `start`, and gives the decisions to replay. A loss that was accepted is the last of them.
@@ -86,21 +123,6 @@ fn gap(
     }
     let gap = Gap { from, to, payloads, other_logs };
     Ok((gap.payloads > 0 || !gap.other_logs.is_empty()).then_some(gap))
-}
-
-/// # Errors
-/// [`PipelineError::Position`] when output was committed that the log does not know: it is not the log it was.
-pub(crate) fn check_end(assignment: &Assignment, start: Mark, marks: &[Option<Committed>]) -> Result<(), PipelineError> {
-    let partition = assignment.partition;
-    let furthest = marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset);
-    if furthest > assignment.end_offset {
-        let what = format!(
-            "output was committed up to offset {furthest}, but the log ends at {}; it is not the log it was. Point the pipeline at the right log, or start anew with another pipeline name",
-            assignment.end_offset
-        );
-        return Err(PipelineError::Position { partition, what });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

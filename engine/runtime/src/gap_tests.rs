@@ -3,7 +3,7 @@
 use super::*;
 
 fn parts_of(service: &Arc<Mutex<Service>>, dies_at: u32, log: MemoryLog, finite: bool) -> PipelineParts {
-    PipelineParts { input: Input::Log { log: Box::new(log), finite }, ..parts(service, dies_at, None) }
+    PipelineParts { input: Input::Log { log: Box::new(log), finite }, ..parts(service, dies_at, &[]) }
 }
 
 fn options(dir: &std::path::Path, accept_gap: bool) -> EngineOptions {
@@ -17,7 +17,7 @@ fn payloads_that_the_log_has_lost_are_in_the_account_also_across_crashes() {
         let dir = tempfile::tempdir().unwrap();
         let (mut crashes, lost) = (0, 100..150);
         let report = loop {
-            let log = MemoryLog { lost: Some(lost.clone()), ..memory_log(None) };
+            let log = MemoryLog { lost: Some(lost.clone()), ..memory_log(&[]) };
             match on_system(start(dir.path(), parts_of(&service, if crashes < 3 { dies_at } else { 0 }, log, true))).0 {
                 Ok(report) => break report,
                 Err(PipelineError::Sink { .. }) => crashes += 1,
@@ -32,7 +32,7 @@ fn payloads_that_the_log_has_lost_are_in_the_account_also_across_crashes() {
 
 /// Runs until offset 200 and ends there by a failure of the sink; the newest checkpoints lie somewhere before.
 fn first_half(service: &Arc<Mutex<Service>>, dir: &std::path::Path) {
-    let died = on_system(start(dir, parts_of(service, 12, memory_log(None), true))).0;
+    let died = on_system(start(dir, parts_of(service, 12, memory_log(&[]), true))).0;
     assert!(matches!(died, Err(PipelineError::Sink { .. })), "{died:?}");
 }
 
@@ -41,7 +41,7 @@ fn a_log_that_no_longer_reaches_back_stops_the_pipeline_until_the_gap_is_accepte
     let service = Arc::new(Mutex::new(Service::default()));
     let dir = tempfile::tempdir().unwrap();
     first_half(&service, dir.path());
-    let shorter = || MemoryLog { first_offset: 390, ..memory_log(None) };
+    let shorter = || MemoryLog { first_offset: 390, ..memory_log(&[]) };
     let refused = on_system(start(dir.path(), parts_of(&service, 0, shorter(), true))).0;
     assert!(matches!(refused, Err(PipelineError::Log(LogError::Truncated { first_offset: 390, .. }))), "{refused:?}");
     // It crashes right after the gap was recorded: a restart needs no second permission and counts nothing twice.
@@ -59,7 +59,7 @@ fn another_log_under_an_old_name_stops_the_pipeline_until_it_may_begin_anew() {
     let service = Arc::new(Mutex::new(Service::default()));
     let dir = tempfile::tempdir().unwrap();
     first_half(&service, dir.path());
-    let other = |stop| MemoryLog { id: "other", stop, ..memory_log(None) };
+    let other = |stop| MemoryLog { id: "other", stop, ..memory_log(&[]) };
     let refused = on_system(start(dir.path(), parts_of(&service, 0, other(None), false))).0;
     let Err(PipelineError::Position { what, .. }) = refused else { panic!("{refused:?}") };
     assert!(what.contains("memory") && what.contains("--accept-gap"), "{what}");

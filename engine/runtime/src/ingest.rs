@@ -9,7 +9,7 @@ use fieldstream_schemas::decode::Decoder;
 use tokio::sync::{mpsc, watch};
 
 use crate::admission::Admission;
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::event::Event;
 use crate::memory::Tight;
 use crate::status::Status;
@@ -57,13 +57,7 @@ impl Ingest {
                     self.take(received).await?;
                 }
                 Ok(None) => return Ok(()),
-                Err(ReceiveError::Retry { context, cause }) => {
-                    tracing::warn!(source = %self.source, "{context}: {cause}; trying again in {backoff:?}");
-                    self.status.trouble(&self.source, Some(format!("{context}: {cause}")));
-                    tokio::time::sleep(backoff).await;
-                    backoff = (backoff * 2).min(MAX_BACKOFF);
-                }
-                Err(fatal @ ReceiveError::Fatal { .. }) => return Err(fatal.to_string()),
+                Err(error) => backoff = self.wait_after(error, backoff).await?,
             }
         }
     }
@@ -83,7 +77,7 @@ impl Ingest {
                         self.status.trouble(JOURNAL, Some(format!("{full}; sources are not acknowledged until there is room")));
                     }
                     // Either way the append is tried again.
-                    let _ = tokio::time::timeout(FULL_RETRY, self.journal.wait_for_room()).await;
+                    let _ = within(&*self.clock, FULL_RETRY, self.journal.wait_for_room()).await;
                 }
                 Err(error) => return Err(error.to_string()),
             }
@@ -100,6 +94,18 @@ impl Ingest {
                 Ok(())
             }
             Err(fatal) => Err(fatal.to_string()),
+        }
+    }
+
+    async fn wait_after(&mut self, error: ReceiveError, backoff: Duration) -> Result<Duration, String> {
+        match error {
+            ReceiveError::Retry { context, cause } => {
+                tracing::warn!(source = %self.source, "{context}: {cause}; trying again in {backoff:?}");
+                self.status.trouble(&self.source, Some(format!("{context}: {cause}")));
+                self.clock.sleep(backoff).await;
+                Ok((backoff * 2).min(MAX_BACKOFF))
+            }
+            fatal @ ReceiveError::Fatal { .. } => Err(fatal.to_string()),
         }
     }
 }

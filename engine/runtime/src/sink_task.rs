@@ -10,7 +10,7 @@ use fieldstream_engine_api::{Committed, Generation, Mark, PartitionKey, Sink, Si
 use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::event::{DurableShare, Event};
 use crate::queue::OutputRoom;
 use crate::spec::Gather;
@@ -127,6 +127,13 @@ impl Lane {
     }
 }
 
+/// A running sink task, as its coordinator holds it.
+pub(crate) struct SinkHandle {
+    pub(crate) name: Arc<str>,
+    pub(crate) work: mpsc::UnboundedSender<SinkWork>,
+    pub(crate) task: tokio::task::JoinHandle<()>,
+}
+
 /// What all sink tasks of a pipeline share.
 #[derive(Clone)]
 pub struct SinkShared {
@@ -187,7 +194,7 @@ impl SinkTask {
             let work = match self.time_left() {
                 None => queue.recv().await,
                 Some(left) if left.is_zero() => queue.try_recv().ok(),
-                Some(left) => tokio::time::timeout(left, queue.recv()).await.unwrap_or_default(),
+                Some(left) => within(&*self.clock, left, queue.recv()).await.flatten(),
             };
             let idle = work.is_none();
             if idle && queue.is_closed() && queue.is_empty() {
@@ -261,7 +268,7 @@ impl SinkTask {
             match self.sink.open(&key, generation).await {
                 Err(SinkError::Retry { context, cause }) => {
                     tracing::warn!(sink = %self.name, "{context}: {cause}; trying again in {backoff:?}");
-                    tokio::time::sleep(backoff).await;
+                    self.clock.sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
                 other => break other?,
@@ -354,7 +361,7 @@ impl SinkTask {
                 Err(SinkError::Retry { context, cause }) => {
                     self.stats.retries.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(sink = %self.name, "{context}: {cause}; trying again in {backoff:?}");
-                    tokio::time::sleep(backoff).await;
+                    self.clock.sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
                 other => return other,

@@ -106,6 +106,12 @@ pub struct SinkStatus {
 }
 
 impl SinkStatus {
+    /// A sink that has done nothing yet.
+    #[must_use]
+    pub fn new(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> Self {
+        Self { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
+    }
+
     /// Rows of all partitions.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -159,6 +165,14 @@ impl Status {
         match what {
             Some(what) => drop(troubles.insert(part.into(), what)),
             None => drop(troubles.remove(part)),
+        }
+    }
+
+    /// The log of a partition is paused because its queue is full, or no longer, at `now` on the monotonic clock.
+    pub(crate) fn backpressure(&self, partition: u32, now: Duration, begins: bool) {
+        if let Some(status) = self.lock().partitions.get_mut(&partition) {
+            let since = std::mem::replace(&mut status.paused_since, begins.then_some(now));
+            status.paused_for += since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
         }
     }
 
