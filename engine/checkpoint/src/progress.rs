@@ -231,7 +231,7 @@ impl Progress {
         }
         let current = self.newest() == Some(self.processed) && !self.stale;
         // Where nothing more comes, older checkpoints would hold the log for ever.
-        let holds = self.oldest().is_some_and(|oldest| oldest.next_offset < self.processed.next_offset);
+        let holds = !self.draining && self.oldest().is_some_and(|oldest| oldest.next_offset < self.processed.next_offset);
         if self.due {
             self.due = false;
             if !current || holds {
