@@ -4,6 +4,8 @@
 mod fleet;
 mod golden;
 mod kafka_alerts;
+mod kafka_exact;
+mod kafka_group;
 mod metrics;
 mod mqtt_postgres;
 mod node;

@@ -147,8 +147,7 @@ impl Node {
 
     /// SIGTERM: it must drain, say its account and end well.
     pub(crate) fn stop(self) -> Value {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(told.success());
+        self.signal("TERM");
         let ended = self.wait();
         assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
         let account = ended.account();
@@ -158,10 +157,23 @@ impl Node {
         account
     }
 
+    /// SIGTERM while others go on with what it leaves: it must end well.
+    pub(crate) fn stop_unsettled(self) {
+        self.signal("TERM");
+        let ended = self.wait();
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    }
+
     /// SIGKILL: no last words.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the child is ours");
         self.child.wait().expect("it ends");
+    }
+
+    /// Sends it a signal: `STOP` and `CONT` freeze and thaw it.
+    pub(crate) fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(told.success(), "{name}");
     }
 
     /// True when it ended by itself.

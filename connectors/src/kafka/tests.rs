@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_engine_api::{Assignment, ConnectContext, Log, LogError, LogEvent, Payloads, SourceBuild};
+use fieldstream_engine_api::{Assignment, ConnectContext, Log, LogError, LogEvent, Payloads, Shared, SourceBuild};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
@@ -16,7 +16,13 @@ use super::SOURCE;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn context() -> ConnectContext {
-    ConnectContext { pipeline: Arc::from("p"), node: Arc::from("field"), data_dir: PathBuf::new(), resume: false }
+    ConnectContext {
+        pipeline: Arc::from("p"),
+        node: Arc::from("field"),
+        data_dir: PathBuf::new(),
+        resume: false,
+        shared: Shared::default(),
+    }
 }
 
 fn cluster(topic: &str, partitions: i32) -> MockCluster<'static, DefaultProducerContext> {
@@ -134,9 +140,13 @@ async fn a_second_member_takes_over_some_partitions_and_gives_them_back() {
     assert_eq!(read(&mut first, 40).await.len(), 4);
 
     let mut second = log(&options);
-    let (revoked, taken) = tokio::join!(next(&mut first), assigned(&mut second));
-    let LogEvent::Revoked(revoked) = revoked else { panic!("partitions are revoked, not {revoked:?}") };
-    let revoked = BTreeSet::from_iter(revoked);
+    let give_up = async {
+        let event = next(&mut first).await;
+        let LogEvent::Revoked(revoked) = event else { panic!("partitions are revoked, not {event:?}") };
+        assert!(revoked.iter().all(|partition| first.released(*partition)));
+        BTreeSet::from_iter(revoked)
+    };
+    let (revoked, taken) = tokio::join!(give_up, assigned(&mut second));
     assert_eq!(revoked, taken.iter().map(|a| a.partition).collect(), "what the one loses the other gets");
     assert_eq!(revoked.len(), 2, "half of them, the others stay where they are");
     for assignment in &taken {

@@ -1,6 +1,7 @@
 //! Taking a partition over: claim, fence and read marks, restore, adopt, re-inject decisions, seek.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldstream_checkpoint::cold::ColdStore;
 use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
@@ -18,6 +19,10 @@ use crate::status::PartitionStatus;
 
 /// A restart from one checkpoint after so many crashes in a row is said loudly.
 const SUSPICIOUS_RESTARTS: u32 = 3;
+
+/// A log that does not say where a partition is now is asked again, at doubling distances up to the last.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A partition this coordinator owns.
 pub(crate) struct Owned {
@@ -111,9 +116,23 @@ impl Coordinator<'_> {
         if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
             self.send_token(partition);
         }
-        self.log.seek(partition, start.next_offset).await?;
+        self.seek(partition, start.next_offset).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
+    }
+
+    async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            match self.log.seek(partition, offset).await {
+                Err(LogError::Retry { context, cause }) if backoff < LAST_BACKOFF => {
+                    tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                    tokio::time::sleep(backoff).await;
+                    backoff *= 2;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Says once, not for every partition, that the plan is another one than that of the checkpoint.
@@ -159,7 +178,7 @@ impl Coordinator<'_> {
             meters: Vec::new(),
             event_us: None,
             paused_since: None,
-            paused_for: std::time::Duration::ZERO,
+            paused_for: Duration::ZERO,
             state_bytes: 0,
             active_devices: hosted.slots().active_devices(),
             passivated_devices: hosted.passivated_devices(),
@@ -170,16 +189,21 @@ impl Coordinator<'_> {
         inner.partitions.insert(key.partition, status);
     }
 
-    /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner.
-    pub(crate) async fn revoke(&mut self, partition: u32) {
-        let Some(owned) = self.owned.remove(&partition) else { return };
+    /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner. Gives what each
+    /// sink tells when it has forgotten.
+    pub(crate) async fn revoke(&mut self, partition: u32) -> Vec<oneshot::Receiver<()>> {
+        let mut forgotten = Vec::with_capacity(self.sinks.len());
+        let Some(owned) = self.owned.remove(&partition) else { return forgotten };
         owned.queue.clear();
         // A shard that is gone hosts nothing.
         let _ = self.engine.shard_of(self.number, partition).send(Remove { id: (self.number, partition) }).await;
         for sink in &self.sinks {
-            let _ = sink.work.send(SinkWork::Forget { partition });
+            let (done, heard) = oneshot::channel();
+            let _ = sink.work.send(SinkWork::Forget { partition, done });
+            forgotten.push(heard);
         }
         self.forget_status(partition);
+        forgotten
     }
 
     fn forget_status(&self, partition: u32) {

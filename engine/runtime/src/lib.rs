@@ -10,6 +10,7 @@ pub mod durations;
 pub mod engine;
 pub mod error;
 pub mod event;
+mod giving_up;
 pub mod graph;
 mod ingest;
 pub mod ingress;

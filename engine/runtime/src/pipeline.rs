@@ -14,6 +14,7 @@ use crate::decisions;
 use crate::engine::Engine;
 use crate::error::PipelineError;
 use crate::event::{DurableShare, Event, PartitionEvent};
+use crate::giving_up::Overtaken;
 use crate::input::{self, Opened};
 use crate::ledger::Ledger;
 use crate::queue::{OutputRoom, Work};
@@ -68,6 +69,8 @@ pub(crate) struct Coordinator<'a> {
     heard_at: Duration,
     /// Partitions that step row by row below an offset after a panic.
     pub(crate) stepping: BTreeMap<u32, u64>,
+    /// Partitions that somebody else has and the log has not taken away yet.
+    pub(crate) overtaken: BTreeMap<u32, Overtaken>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
     /// Deletions of old checkpoints under way.
@@ -122,6 +125,7 @@ pub async fn run(
         ends: None,
         heard_at: start,
         stepping: BTreeMap::new(),
+        overtaken: BTreeMap::new(),
         drain_until: None,
         prunes: Vec::new(),
         spec: Arc::new(spec),
@@ -165,6 +169,7 @@ impl Coordinator<'_> {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
             let silent_left = (self.heard_at + SILENT_END).saturating_sub(self.engine.clock.monotonic());
             let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
+            let overtaken_left = self.overtaken_left();
             tokio::select! {
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
                 polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
@@ -188,6 +193,7 @@ impl Coordinator<'_> {
                         self.begin_drain();
                     }
                 }
+                () = tokio::time::sleep(overtaken_left.unwrap_or_default()), if overtaken_left.is_some() => self.overtaken_for_good()?,
                 () = tokio::time::sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
                     return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
                 }
@@ -208,16 +214,16 @@ impl Coordinator<'_> {
         match event {
             LogEvent::Assigned(assignments) => {
                 for assignment in assignments {
-                    self.assign(assignment).await?;
+                    let partition = assignment.partition;
+                    match self.assign(assignment).await {
+                        Err(error) if error.is_fenced() => self.overtaken(partition, error).await?,
+                        done => done?,
+                    }
                 }
                 // They may have ended before the partitions were ours, with nothing more to come.
                 self.end_after_receivers().await?;
             }
-            LogEvent::Revoked(partitions) => {
-                for partition in partitions {
-                    self.revoke(partition).await;
-                }
-            }
+            LogEvent::Revoked(partitions) => self.give_up(&partitions).await,
             LogEvent::Batch(batch) => self.on_batch(batch).await?,
             LogEvent::EndOfInput { partition, next_offset } => self.end_input(partition, next_offset).await?,
         }
@@ -331,6 +337,11 @@ impl Coordinator<'_> {
                 }
             }
             Event::Durable { sink, shares } => self.on_durable(sink, &shares),
+            Event::Fenced { sink, partition, generation, error } => {
+                if self.owned.get(&partition).is_some_and(|owned| owned.generation == generation) {
+                    self.overtaken(partition, PipelineError::Sink { sink, error }).await?;
+                }
+            }
             Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
             // Receivers that were told to stop have not ended: what comes after the next start belongs to the same input, and no
             // window may close for it.
