@@ -170,7 +170,7 @@ impl Files {
         let mut expected = BTreeSet::new();
         for file in 0..4 {
             let mut text = String::new();
-            for row in 0..30_000 {
+            for row in 0..20_000 {
                 let id = format!("f{file}-{row}");
                 let reading = json!({ "id": id, "deviceId": format!("d{file}-{}", row % 7), "sensorId": "t", "sensorType": "temperature",
                     "timestamp": 1_700_000_000_000_u64 + row * 1000, "value": row, "unit": "Cel" });

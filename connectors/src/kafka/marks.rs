@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use fieldstream_engine_api::{Generation, Mark, PartitionKey};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientConfig, ClientContext};
@@ -162,6 +162,8 @@ impl MarkReader {
             match self.committed.poll(Duration::from_millis(200)) {
                 None => {}
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
+                // The library connects again by itself, and tells of an outage long after it: time decides.
+                Some(Err(error)) if !is_final(&error) => tracing::debug!(%error, "reading marks"),
                 Some(Err(error)) => return Err(MarkError::Unread(error.to_string())),
                 Some(Ok(message)) => {
                     self.next = message.offset() + 1;
@@ -183,6 +185,19 @@ impl MarkReader {
         }
         Err(MarkError::Unread("no answer in time".to_owned()))
     }
+}
+
+/// Whether reading on leads nowhere.
+fn is_final(error: &KafkaError) -> bool {
+    let codes = [
+        Code::TopicAuthorizationFailed,
+        Code::GroupAuthorizationFailed,
+        Code::ClusterAuthorizationFailed,
+        Code::UnknownTopicOrPartition,
+        Code::UnknownTopic,
+        Code::UnknownPartition,
+    ];
+    matches!(error, KafkaError::MessageConsumptionFatal(_)) || error.rdkafka_error_code().is_some_and(|code| codes.contains(&code))
 }
 
 #[cfg(test)]

@@ -93,7 +93,9 @@ fn build(value: &Value, inputs: &[SinkInput], context: &ConnectContext) -> Built
         .set("compression.type", compression)
         .set("linger.ms", options.linger.as_millis().to_string())
         .set("message.timeout.ms", timeout.as_millis().to_string())
-        .set("allow.auto.create.topics", "false");
+        .set("allow.auto.create.topics", "false")
+        // A topic that is not there after so long is missing; the library would wait for half a minute.
+        .set("topic.metadata.propagation.max.ms", "5000");
     let rejects = options.rejects.unwrap_or_else(|| format!("{}.rejects", options.topic));
     let records = Records {
         topic: options.topic,
