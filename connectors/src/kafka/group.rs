@@ -67,7 +67,7 @@ impl ConsumerContext for GroupContext {
         let (change, answered) = if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             (Change::Assigned(numbers), consumer.incremental_assign(&TopicPartitionList::new()))
         } else {
-            numbers.iter().for_each(|number| self.outbox.forget(*number as u32));
+            numbers.iter().for_each(|number| self.outbox.take_back(*number as u32));
             self.outbox.push(Ok(LogEvent::Revoked(numbers.iter().map(|number| *number as u32).collect())));
             if consumer.assignment_lost() {
                 self.membership.release(&numbers);

@@ -44,7 +44,7 @@ pub(crate) struct Owned {
     pub(crate) drained: bool,
     pub(crate) has_devices: bool,
     pub(crate) quiet_ticks: u64,
-    assignment: Assignment,
+    pub(crate) assignment: Assignment,
     /// Position of the last panic recovered from.
     recovered_at: Option<Mark>,
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fieldstream_checkpoint::StoreError;
-use fieldstream_engine_api::SinkError;
+use fieldstream_engine_api::{Assignment, SinkError};
 use futures::future::join_all;
 
 use crate::error::PipelineError;
@@ -12,15 +12,20 @@ use crate::pipeline::Coordinator;
 /// How long sinks may take to end what they are committing of a partition that is taken away. Whoever takes it reads marks, so
 /// what comes later is not there twice; but it holds up the one who takes it.
 const SINKS: Duration = Duration::from_secs(5);
-/// How soon a log must take away a partition that somebody else has claimed: a group needs its session's timeout and a rebalance.
-const LOG: Duration = Duration::from_secs(60);
+/// How long after another owner was met a partition is claimed again that the log still says is ours. Longer than a group's usual
+/// session, so that a worker which the group has given up learns of it before.
+const AGAIN: Duration = Duration::from_secs(20);
+/// Other owners that are met in a row before only a person can tell who is right.
+const OWNERS: u32 = 4;
 
-/// A partition that somebody else has claimed, and that the log has not taken away yet.
+/// A partition that somebody else has claimed, and that the log has not taken away.
 #[derive(Debug)]
 pub(crate) struct Overtaken {
-    /// On the monotonic clock.
-    until: Duration,
-    error: PipelineError,
+    assignment: Assignment,
+    /// When to claim it again, on the monotonic clock; `None` when that was done.
+    again: Option<Duration>,
+    /// Owners met since the log gave it.
+    owners: u32,
 }
 
 impl Coordinator<'_> {
@@ -46,27 +51,47 @@ impl Coordinator<'_> {
         }
     }
 
-    /// Somebody else has a partition. Where the log hands partitions around, it takes this one away before long; elsewhere a
-    /// second process runs on the same data, and this one stops.
-    pub(crate) async fn overtaken(&mut self, partition: u32, error: PipelineError) -> Result<(), PipelineError> {
+    /// Somebody else has a partition. Where the log hands partitions around, it takes this one away before long, or the other one
+    /// was late to learn that it is ours; elsewhere a second process runs on the same data, and this one stops.
+    pub(crate) async fn overtaken(&mut self, assignment: Assignment, error: PipelineError) -> Result<(), PipelineError> {
+        let partition = assignment.partition;
         self.revoke(partition).await;
-        if !self.log.released(partition) {
+        let owners = self.overtaken.get(&partition).map_or(0, |overtaken| overtaken.owners) + 1;
+        if !self.log.released(partition) || owners > OWNERS {
             return Err(error);
         }
         tracing::warn!(pipeline = %self.spec.name, partition, "somebody else has the partition, it is given up: {error}");
-        self.overtaken.insert(partition, Overtaken { until: self.engine.clock.monotonic() + LOG, error });
+        let again = Some(self.engine.clock.monotonic() + AGAIN);
+        self.overtaken.insert(partition, Overtaken { assignment, again, owners });
         Ok(())
     }
 
-    /// Time until the log must have taken away what was overtaken.
+    /// Time until a partition is to be claimed again.
     pub(crate) fn overtaken_left(&self) -> Option<Duration> {
-        let until = self.overtaken.values().map(|overtaken| overtaken.until).min()?;
-        Some(until.saturating_sub(self.engine.clock.monotonic()))
+        let again = self.overtaken.values().filter_map(|overtaken| overtaken.again).min()?;
+        Some(again.saturating_sub(self.engine.clock.monotonic()))
     }
 
-    /// The log has not: two owners that the log knows nothing of, and only a person can tell which is right.
-    pub(crate) fn overtaken_for_good(&mut self) -> Result<(), PipelineError> {
-        self.overtaken.pop_first().map_or(Ok(()), |(_, overtaken)| Err(overtaken.error))
+    /// Claims what the log has not taken away: another owner has come between that should not.
+    pub(crate) async fn claim_again(&mut self) -> Result<(), PipelineError> {
+        let now = self.engine.clock.monotonic();
+        let due: Vec<Assignment> = self
+            .overtaken
+            .values_mut()
+            .filter_map(|overtaken| overtaken.again.take_if(|again| *again <= now).map(|_| overtaken.assignment.clone()))
+            .collect();
+        for assignment in due {
+            self.take_over(assignment).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a partition over that the log gives; somebody else who has it is no failure yet.
+    pub(crate) async fn take_over(&mut self, assignment: Assignment) -> Result<(), PipelineError> {
+        match self.assign(assignment.clone()).await {
+            Err(error) if error.is_fenced() => self.overtaken(assignment, error).await,
+            done => done,
+        }
     }
 }
 

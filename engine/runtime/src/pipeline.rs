@@ -69,7 +69,7 @@ pub(crate) struct Coordinator<'a> {
     heard_at: Duration,
     /// Partitions that step row by row below an offset after a panic.
     pub(crate) stepping: BTreeMap<u32, u64>,
-    /// Partitions that somebody else has and the log has not taken away yet.
+    /// Partitions that somebody else has and the log has not taken away.
     pub(crate) overtaken: BTreeMap<u32, Overtaken>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
@@ -193,7 +193,7 @@ impl Coordinator<'_> {
                         self.begin_drain();
                     }
                 }
-                () = tokio::time::sleep(overtaken_left.unwrap_or_default()), if overtaken_left.is_some() => self.overtaken_for_good()?,
+                () = tokio::time::sleep(overtaken_left.unwrap_or_default()), if overtaken_left.is_some() => self.claim_again().await?,
                 () = tokio::time::sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
                     return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
                 }
@@ -214,11 +214,7 @@ impl Coordinator<'_> {
         match event {
             LogEvent::Assigned(assignments) => {
                 for assignment in assignments {
-                    let partition = assignment.partition;
-                    match self.assign(assignment).await {
-                        Err(error) if error.is_fenced() => self.overtaken(partition, error).await?,
-                        done => done?,
-                    }
+                    self.take_over(assignment).await?;
                 }
                 // They may have ended before the partitions were ours, with nothing more to come.
                 self.end_after_receivers().await?;
@@ -338,8 +334,9 @@ impl Coordinator<'_> {
             }
             Event::Durable { sink, shares } => self.on_durable(sink, &shares),
             Event::Fenced { sink, partition, generation, error } => {
-                if self.owned.get(&partition).is_some_and(|owned| owned.generation == generation) {
-                    self.overtaken(partition, PipelineError::Sink { sink, error }).await?;
+                if let Some(owned) = self.owned.get(&partition).filter(|owned| owned.generation == generation) {
+                    let assignment = owned.assignment.clone();
+                    self.overtaken(assignment, PipelineError::Sink { sink, error }).await?;
                 }
             }
             Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
