@@ -1,6 +1,7 @@
 //! Integration tests: the real binary on files, brokers and databases. Each test ends with a balanced ledger.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::indexing_slicing)] // a test that cannot go on says so by panicking
 
+mod chaos;
 mod fleet;
 mod golden;
 mod kafka_alerts;
@@ -10,8 +11,10 @@ mod metrics;
 mod mqtt_postgres;
 mod node;
 mod oracle;
+mod overload;
 mod passivation;
 mod publisher;
 mod reference;
 mod services;
+mod sim;
 mod topics;

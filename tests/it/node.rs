@@ -12,9 +12,11 @@ use serde_json::Value;
 /// How long a test waits for what must come. Long, because a test machine may be busy; nothing waits this long when all is well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A command line that starts with the binary and inherits nothing that would change what it does.
+/// A command line that starts with the binary and inherits nothing that would change what it does. A long run may use a copy of
+/// the binary, which FIELDSTREAM_TEST_BINARY names, so that a build meanwhile does not change it.
 pub(crate) fn fieldstream() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fieldstream"));
+    let copy = std::env::var_os("FIELDSTREAM_TEST_BINARY");
+    let mut command = Command::new(copy.unwrap_or_else(|| env!("CARGO_BIN_EXE_fieldstream").into()));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if ["FIELDSTREAM_", "TIMESCALE_", "KAFKA_", "MQTT_", "BATCH_"].iter().any(|prefix| name.starts_with(prefix)) {
@@ -44,13 +46,26 @@ pub(crate) fn free_address() -> SocketAddr {
 
 /// The body of a GET, or `None` while nobody answers with 200.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let (status, body) = ask(address, path)?;
+    (status == 200).then_some(body)
+}
+
+/// Status and body of a GET, or `None` while nobody answers.
+fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let text = exchange(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"))?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+/// Sends a request and reads to the end.
+fn exchange(address: SocketAddr, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    head.starts_with("HTTP/1.0 200").then(|| body.to_owned()).or_else(|| head.starts_with("HTTP/1.1 200").then(|| body.to_owned()))
+    Some(text)
 }
 
 /// A running `fieldstream run` of one pipeline, killed when it goes out of scope.
@@ -80,9 +95,14 @@ impl Ended {
 
 impl Node {
     /// Starts `command` (made by [`fieldstream`]: `run`, files, variables) with an admin server, its state and logs in `dir`.
-    pub(crate) fn start(mut command: Command, pipeline: &str, dir: &Path) -> Self {
+    pub(crate) fn start(command: Command, pipeline: &str, dir: &Path) -> Self {
+        Self::start_logging(command, pipeline, dir, dir)
+    }
+
+    /// Like [`Self::start`], with what it says in a folder of its own.
+    pub(crate) fn start_logging(mut command: Command, pipeline: &str, dir: &Path, logs: &Path) -> Self {
         let admin = free_address();
-        let (log, out) = (dir.join("stderr.log"), dir.join("stdout.log"));
+        let (log, out) = (logs.join("stderr.log"), logs.join("stdout.log"));
         let file = |path: &Path| File::options().create(true).append(true).open(path).expect("a log file");
         command.arg("--data-dir").arg(dir.join("state")).arg("--admin").arg(admin.to_string()).arg("--json").current_dir(dir);
         let child = command.stdin(Stdio::null()).stdout(file(&out)).stderr(file(&log)).spawn().expect("the binary runs");
@@ -97,6 +117,25 @@ impl Node {
     /// The body of an admin path, while it answers.
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         get(self.admin, path)
+    }
+
+    /// The body of an admin path whatever its status, while the server answers.
+    pub(crate) fn body(&self, path: &str) -> Option<String> {
+        ask(self.admin, path).map(|(_, body)| body)
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends `body` to an admin path; gives the body of an answer that is no success as an error.
+    pub(crate) fn put(&self, path: &str, body: &str) -> Result<String, String> {
+        let said = exchange(self.admin, &format!("PUT {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        let said = said.ok_or("no answer")?;
+        let (head, body) = said.split_once("\r\n\r\n").ok_or("no HTTP")?;
+        let good = head.split(' ').nth(1).is_some_and(|code| code.starts_with('2'));
+        if good { Ok(body.to_owned()) } else { Err(format!("{}: {body}", head.lines().next().unwrap_or_default())) }
     }
 
     /// The account of the pipeline, while the admin server answers.
@@ -147,8 +186,7 @@ impl Node {
 
     /// SIGTERM: it must drain, say its account and end well.
     pub(crate) fn stop(self) -> Value {
-        self.signal("TERM");
-        let ended = self.wait();
+        let ended = self.stop_now();
         assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
         let account = ended.account();
         assert_eq!(account["state"], "stopped", "{account}");
@@ -159,21 +197,31 @@ impl Node {
 
     /// SIGTERM while others go on with what it leaves: it must end well.
     pub(crate) fn stop_unsettled(self) {
-        self.signal("TERM");
-        let ended = self.wait();
+        let ended = self.stop_now();
         assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    }
+
+    /// Sends a signal: `TERM`, `STOP`, `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(told.success(), "kill -{name}");
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM; gives what it left.
+    pub(crate) fn stop_now(self) -> Ended {
+        self.signal("TERM");
+        self.wait()
     }
 
     /// SIGKILL: no last words.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the child is ours");
         self.child.wait().expect("it ends");
-    }
-
-    /// Sends it a signal: `STOP` and `CONT` freeze and thaw it.
-    pub(crate) fn signal(&self, name: &str) {
-        let told = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(told.success(), "{name}");
     }
 
     /// True when it ended by itself.

@@ -50,6 +50,31 @@ impl Control {
     }
 }
 
+impl Control {
+    /// Freezes `name` (its connections hang, they do not break) and gives a guard that thaws it, also when the test fails meanwhile.
+    pub(crate) fn frozen<'a>(&'a self, name: &'a str) -> Frozen<'a> {
+        self.run("pause", name);
+        Frozen { control: self, name }
+    }
+}
+
+/// A service that stands still.
+pub(crate) struct Frozen<'a> {
+    control: &'a Control,
+    name: &'a str,
+}
+
+impl Frozen<'_> {
+    pub(crate) fn thaw(self) {}
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // The test may have failed already; the next ones need the service.
+        let _ = Command::new(&self.control.0).args(["resume", self.name]).status();
+    }
+}
+
 /// A service that is stopped.
 pub(crate) struct Stopped<'a> {
     control: &'a Control,
@@ -83,12 +108,16 @@ pub(crate) struct Database {
 impl Database {
     /// Makes a database on the server that `FIELDSTREAM_TEST_POSTGRES` names.
     pub(crate) fn new(name: &str) -> Option<Self> {
-        let url = service("FIELDSTREAM_TEST_POSTGRES")?;
+        Some(Self::on(&service("FIELDSTREAM_TEST_POSTGRES")?, name))
+    }
+
+    /// Makes a database on the server of `url`.
+    pub(crate) fn on(url: &str, name: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (server, admin) = url.rsplit_once('/').expect("a database in FIELDSTREAM_TEST_POSTGRES");
         let database = Self { server: server.to_owned(), name: admin.to_owned(), runtime };
         database.ask(&format!("CREATE DATABASE {name}")).expect("the role may create databases");
-        Some(Self { name: name.to_owned(), ..database })
+        Self { name: name.to_owned(), ..database }
     }
 
     /// `postgres://user:password@host:port/database`.

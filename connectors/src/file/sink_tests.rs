@@ -65,6 +65,25 @@ fn values(dir: &TempDir, file: &str) -> Vec<f64> {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_tried_again_and_writes_nothing_twice() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut out = sink(&dir, "out.ndjson", false);
+    out.open(&key(0), Generation(1)).await.expect("open");
+    out.commit(&[batch(0, &[(0, 1.0)], 1)]).await.expect("commit");
+    // What is to replace the marks is written to a device that has no room.
+    let marks = fs::read_dir(dir.path()).expect("entries").map(|e| e.expect("entry").path()).find(|p| p.ends_with(".out.ndjson.marks"));
+    let beside = marks.expect("the marks").with_extension("marks.new");
+    std::os::unix::fs::symlink("/dev/full", &beside).expect("symlink");
+    for _ in 0..2 {
+        let refused = out.commit(&[batch(0, &[(0, 2.0)], 2)]).await;
+        assert!(matches!(refused, Err(SinkError::Retry { .. })), "{refused:?}");
+    }
+    fs::remove_file(&beside).expect("remove");
+    out.commit(&[batch(0, &[(0, 2.0)], 2)]).await.expect("commit");
+    assert_eq!(values(&dir, "out.ndjson"), [1.0, 2.0]);
+}
+
+#[tokio::test]
 async fn rows_of_several_partitions_and_their_marks_are_one_commit() {
     let dir = tempfile::tempdir().expect("tempdir");
     let mut out = sink(&dir, "o/out.ndjson", false);

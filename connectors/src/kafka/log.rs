@@ -116,6 +116,14 @@ impl Log for KafkaLog {
         }
     }
 
+    async fn end_offset(&mut self, partition: u32) -> Result<Option<u64>, LogError> {
+        let (reply, answer) = oneshot::channel();
+        if !self.command(Command::End { partition: partition as i32, reply }) {
+            return Err(self.not_running());
+        }
+        answer.await.unwrap_or_else(|_| Err(self.not_running())).map(Some)
+    }
+
     async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
         if !self.command(Command::Seek { partition: partition as i32, offset, reply }) {

@@ -34,6 +34,7 @@ const RUN: u32 = 256;
 pub(crate) enum Command {
     Seek { partition: i32, offset: u64, reply: oneshot::Sender<Result<(), LogError>> },
     Acknowledge { partition: i32, offset: u64 },
+    End { partition: i32, reply: oneshot::Sender<Result<u64, LogError>> },
     Pause { partition: i32, paused: bool },
 }
 
@@ -216,6 +217,11 @@ impl Reader {
                         tracing::debug!(partition, offset, "no group offset");
                     }
                 }
+                Ok(Command::End { partition, reply }) => {
+                    if reply.send(self.end(partition)).is_err() {
+                        tracing::debug!(partition, "nobody waits for the end any more");
+                    }
+                }
                 Ok(Command::Pause { partition, paused }) => self.pause(partition, paused),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return false,
@@ -233,6 +239,13 @@ impl Reader {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.topic, partition);
         list
+    }
+
+    /// First offset after the end of a partition.
+    fn end(&self, number: i32) -> Result<u64, LogError> {
+        let known = self.consumer.client().fetch_watermarks(&self.topic, number, QUESTION);
+        let context = || format!("find the end of partition {number} of Kafka topic {}", self.topic);
+        known.map(|(_, high)| high.max(0) as u64).map_err(|error| LogError::Retry { context: context(), cause: error.to_string() })
     }
 
     fn seek(&mut self, number: i32, offset: u64) -> Result<(), LogError> {

@@ -210,6 +210,13 @@ pub trait Log: Send {
         assignment.first_offset
     }
 
+    /// First offset after the end of `partition`, asked for when an owner before has read beyond the end that the assignment
+    /// names. `None`: nobody else reads this log, so the assignment is right.
+    async fn end_offset(&mut self, partition: u32) -> Result<Option<u64>, LogError> {
+        let _ = partition;
+        Ok(None)
+    }
+
     /// Reads `partition` from `offset` on. Called once after each assignment, and again on recovery. Does nothing for a partition
     /// whose revocation is on its way.
     async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError>;

@@ -59,7 +59,7 @@ impl Objects {
         self.delete(&key).await?;
         match (second, read.as_deref()) {
             (Err(StoreError::Exists(_)), Some(b"first")) => Ok(()),
-            (Err(error @ StoreError::Io { .. }), _) => Err(error),
+            (Err(error @ (StoreError::Io { .. } | StoreError::Full { .. })), _) => Err(error),
             _ => Err(StoreError::Unsuitable { location: self.location.to_string(), what: "it overwrites a key that exists".to_owned() }),
         }
     }
@@ -161,7 +161,7 @@ fn flat(folder: &Path) -> String {
 fn create_local(root: &FsPath, key: &Path, data: &[u8]) -> Result<(), StoreError> {
     let folder = Path::from_iter(key.parts().take(key.parts().count().saturating_sub(1)));
     let temporary = root.join(TEMPORARY).join(format!("{}~{}", flat(&folder), Uuid::new_v4()));
-    let written = write_synced(&temporary, data).map_err(|e| StoreError::io(format!("create {key}"), e));
+    let written = write_synced(&temporary, data).map_err(|e| StoreError::unwritten(format!("create {key}"), &e));
     let linked = written.and_then(|()| link_local(root, key, &temporary));
     let _ = fs::remove_file(&temporary);
     linked
@@ -172,11 +172,11 @@ fn link_local(root: &FsPath, key: &Path, file: &FsPath) -> Result<(), StoreError
     let target = root.join(key.as_ref());
     let context = |what: &str| format!("{what} {}", target.display());
     let parent = target.parent().unwrap_or(root);
-    create_folders(root, parent).map_err(|e| StoreError::io(context("create folder of"), e))?;
+    create_folders(root, parent).map_err(|e| StoreError::unwritten(context("create folder of"), &e))?;
     match fs::hard_link(file, &target) {
         Ok(()) => File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::io(context("sync folder of"), e)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::Exists(key.to_string())),
-        Err(error) => Err(StoreError::io(context("create"), error)),
+        Err(error) => Err(StoreError::unwritten(context("create"), &error)),
     }
 }
 

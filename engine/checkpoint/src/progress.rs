@@ -218,9 +218,11 @@ impl Progress {
             return;
         }
         let current = self.newest() == Some(self.processed) && !self.stale;
+        // Where nothing more comes, older checkpoints would hold the log for ever.
+        let holds = self.oldest().is_some_and(|oldest| oldest.next_offset < self.processed.next_offset);
         if self.due {
             self.due = false;
-            if !current {
+            if !current || holds {
                 self.stage = Stage::Taking;
                 actions.push(Action::TakeSnapshot);
                 return;

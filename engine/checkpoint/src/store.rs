@@ -277,7 +277,8 @@ impl PartitionStore {
     /// Makes decision `number` durable; its effects may leave after this. Numbers of a partition go up by one.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] when this generation has written that number already.
+    /// [`StoreError::Exists`] when this generation has written that number already; [`StoreError::Full`] when there is no room
+    /// for it, in which case it has not been made.
     pub async fn append_decision(&self, generation: Generation, number: u64, decision: &Decision) -> Result<(), StoreError> {
         let key = self.at("decisions", &format!("{}-{number:020}", padded(generation)));
         self.objects.create(&key, seal(&key, &DecisionRecord::new(number, decision))?).await

@@ -1,5 +1,6 @@
 //! Taking a partition over: claim, fence and read marks, restore, adopt, re-inject decisions, seek.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,12 @@ pub(crate) struct Owned {
     pub(crate) acknowledge: Option<u64>,
     /// What turns will have reached when the queue is empty.
     pub(crate) enqueued: Mark,
+    /// Number of the next decision that is made.
+    pub(crate) next_decision: u64,
+    /// Offsets of the decisions that are still to be replayed, in their order.
+    replay: VecDeque<u64>,
+    /// Below it everything has happened already, and some sink may have it: no new decision may be put there.
+    replays_to: u64,
     pub(crate) paused: bool,
     pub(crate) ended: bool,
     /// Offset of the last end of input that is decided already and is being replayed.
@@ -49,8 +56,23 @@ pub(crate) struct Owned {
     recovered_at: Option<Mark>,
 }
 
+impl Owned {
+    /// Payloads below `next_offset` are in the queue, and with them the decisions of a replay that lie among them.
+    pub(crate) fn enqueue_to(&mut self, next_offset: u64) {
+        self.enqueued.next_offset = next_offset;
+        while self.replay.pop_front_if(|offset| *offset <= next_offset).is_some() {
+            self.enqueued.next_decision += 1;
+        }
+    }
+
+    /// True when what happens now has not happened before.
+    pub(crate) fn is_abreast(&self) -> bool {
+        self.enqueued.next_offset >= self.replays_to
+    }
+}
+
 impl Coordinator<'_> {
-    pub(crate) async fn assign(&mut self, assignment: Assignment) -> Result<(), PipelineError> {
+    pub(crate) async fn assign(&mut self, mut assignment: Assignment) -> Result<(), PipelineError> {
         let partition = assignment.partition;
         let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
         let store = self.engine.store.partition(&key);
@@ -61,7 +83,11 @@ impl Coordinator<'_> {
         let marks = self.open_sinks(&key, claim.generation).await?;
         let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
         let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
-        let restored = store.latest(Some(&folder)).await?;
+        let restored = match store.latest(Some(&folder)).await {
+            // What a newer owner deletes looks damaged to the one it has overtaken.
+            Err(error) => return Err(store.check_owner(claim.generation).await.err().unwrap_or(error).into()),
+            restored => restored?,
+        };
         restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
@@ -71,12 +97,18 @@ impl Coordinator<'_> {
             hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
         }
         let start = hosted.complete_to();
-        check_positions(&assignment, start, &marks)?;
+        let furthest = furthest(start, &marks);
+        if furthest > assignment.end_offset {
+            // Until it was fenced, the owner before went on with what came after this assignment.
+            assignment.end_offset = self.log.end_offset(partition).await?.unwrap_or_default().max(assignment.end_offset);
+        }
+        check_positions(&assignment, start, furthest)?;
         let decisions = store.decisions_from(start.next_decision).await?;
         let decided = start.next_decision + decisions.len() as u64;
         store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
         let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
-        let replays = !decisions.is_empty();
+        let replay: VecDeque<u64> = decisions.iter().map(|d| d.position.offset).collect();
+        let (replays, replays_to) = (!replay.is_empty(), replay.iter().copied().max().unwrap_or_default().max(furthest));
         hosted.set_replay(decisions);
         hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
         let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
@@ -89,7 +121,7 @@ impl Coordinator<'_> {
         }
         let queue = Arc::new(PartitionQueue::default());
         self.show(&key, &hosted, &queue, &marks);
-        let owned = Owned {
+        let mut owned = Owned {
             queue: Arc::clone(&queue),
             generation: claim.generation,
             store,
@@ -98,7 +130,10 @@ impl Coordinator<'_> {
             snapshot: None,
             pending: None,
             acknowledge: None,
-            enqueued: Mark { next_decision: decided, ..start },
+            enqueued: start,
+            next_decision: decided,
+            replay,
+            replays_to,
             paused: false,
             ended: false,
             end_decided,
@@ -109,6 +144,7 @@ impl Coordinator<'_> {
             recovered_at: None,
             assignment,
         };
+        owned.enqueue_to(start.next_offset);
         self.owned.insert(partition, owned);
         let outlet = Outlet { generation: claim.generation, ..self.outlet.clone() };
         let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet, turn: self.spec.turn };
@@ -127,7 +163,7 @@ impl Coordinator<'_> {
             match self.log.seek(partition, offset).await {
                 Err(LogError::Retry { context, cause }) if backoff < LAST_BACKOFF => {
                     tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
-                    tokio::time::sleep(backoff).await;
+                    self.engine.clock.sleep(backoff).await;
                     backoff *= 2;
                 }
                 done => return done,
@@ -220,9 +256,9 @@ impl Coordinator<'_> {
     pub(crate) async fn recover(
         &mut self,
         partition: u32,
-        node: String,
-        message: String,
+        (node, message): (String, String),
         position: Option<Position>,
+        reached: u64,
     ) -> Result<(), PipelineError> {
         let at = self.status.lock().partitions.get(&partition).map(|s| s.complete_to);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
@@ -230,9 +266,10 @@ impl Coordinator<'_> {
             Some(position) => {
                 tracing::error!(pipeline = %self.spec.name, partition, node, ?position, "a row made the operator panic and goes to the dead letter: {message}");
                 let decision = crate::decisions::quarantine(position, &node, &message);
-                owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+                owned.store.append_decision(owned.generation, owned.next_decision, &decision).await?;
             }
-            None if self.stepping.contains_key(&partition) && owned.recovered_at == at => {
+            // All its rows were stepped, so that it was none of them.
+            None if self.stepping.get(&partition).is_some_and(|below| *below >= reached) && owned.recovered_at == at => {
                 return Err(PipelineError::Panic { partition, node, message });
             }
             None => {
@@ -240,7 +277,8 @@ impl Coordinator<'_> {
                 self.stepping.insert(partition, owned.enqueued.next_offset);
             }
         }
-        let assignment = owned.assignment.clone();
+        let mut assignment = owned.assignment.clone();
+        assignment.end_offset = assignment.end_offset.max(owned.enqueued.next_offset);
         self.status.lock().restarts += 1;
         self.revoke(partition).await;
         if !self.resume_reading() {
@@ -255,13 +293,17 @@ impl Coordinator<'_> {
     }
 }
 
-fn check_positions(assignment: &Assignment, start: Mark, marks: &[Option<Committed>]) -> Result<(), PipelineError> {
+/// The offset below which some sink may have output, or state is saved.
+fn furthest(start: Mark, marks: &[Option<Committed>]) -> u64 {
+    marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset)
+}
+
+fn check_positions(assignment: &Assignment, start: Mark, furthest: u64) -> Result<(), PipelineError> {
     let partition = assignment.partition;
     if start.next_offset < assignment.first_offset {
         let (wanted, first_offset) = (start.next_offset, assignment.first_offset);
         return Err(LogError::Truncated { partition, wanted, first_offset }.into());
     }
-    let furthest = marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset);
     if furthest > assignment.end_offset {
         let what = format!(
             "output was committed up to offset {furthest}, but the log ends at {}; it is not the log it was. Point the pipeline at the right log, or start anew with another pipeline name",

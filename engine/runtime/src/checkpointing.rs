@@ -1,12 +1,15 @@
 //! The coordinator's effects for the checkpoint protocol: it asks [`Progress`](fieldstream_checkpoint::Progress) and does as told.
 
-use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PendingCheckpoint, StoreError};
-use fieldstream_engine_api::Mark;
+use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PartitionStore, PendingCheckpoint, StoreError};
+use fieldstream_engine_api::{Generation, Mark};
 
 use crate::error::PipelineError;
 use crate::event::{Event, PartitionEvent};
 use crate::pipeline::Coordinator;
 use crate::queue::Work;
+
+/// The part of the node that has trouble when checkpoints cannot be stored.
+const CHECKPOINTS: &str = "checkpoints";
 
 impl Coordinator<'_> {
     /// Tells every partition's protocol a fact.
@@ -55,19 +58,24 @@ impl Coordinator<'_> {
             Action::StoreManifest { at } => {
                 let Some(pending) = owned.pending.take() else { return };
                 tokio::spawn(async move {
-                    let result = store.commit(&pending).await;
+                    let result = commit_as_owner(&store, generation, &pending).await;
                     let what = PartitionEvent::Committed { at, result };
                     let _ = events.send(Event::Partition { partition, generation, what });
                 });
             }
             Action::Prune { keep } => {
                 let pipeline = self.spec.name.clone();
-                self.prunes.retain(|prune| !prune.is_finished());
-                self.prunes.push(tokio::spawn(async move {
+                self.prunes.retain(|(_, prune)| !prune.is_finished());
+                // Two at once would each look for what the other has deleted. What is left now goes after the next checkpoint.
+                if self.prunes.iter().any(|(own, _)| *own == partition) {
+                    return;
+                }
+                let prune = tokio::spawn(async move {
                     if let Err(error) = store.prune(generation, keep).await {
                         tracing::warn!(%pipeline, partition, "old checkpoints could not be deleted: {error}");
                     }
-                }));
+                });
+                self.prunes.push((partition, prune));
             }
             Action::Acknowledge { offset } => owned.acknowledge = Some(offset),
             Action::Drained => owned.drained = true,
@@ -107,6 +115,7 @@ impl Coordinator<'_> {
     ) -> Result<(), PipelineError> {
         match result {
             Ok(id) => {
+                self.status.trouble(CHECKPOINTS, None);
                 self.note_checkpoint(partition, at);
                 self.progress(partition, Fact::ManifestStored { id, at });
             }
@@ -137,7 +146,16 @@ impl Coordinator<'_> {
             return Err(error.into());
         }
         tracing::warn!(pipeline = %self.spec.name, partition, "checkpoint failed, the next one tries again: {error}");
+        self.status.trouble(CHECKPOINTS, Some(format!("partition {partition}: {error}")));
         self.progress(partition, Fact::StoreFailed);
         Ok(())
     }
+}
+
+/// Makes a checkpoint true. A newer owner that had claimed the partition before may not have seen it, and then it is void: the log
+/// must not be told of it. One that claims later sees it.
+async fn commit_as_owner(store: &PartitionStore, generation: Generation, pending: &PendingCheckpoint) -> Result<CheckpointId, StoreError> {
+    let id = store.commit(pending).await?;
+    store.check_owner(generation).await?;
+    Ok(id)
 }

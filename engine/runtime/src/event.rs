@@ -86,6 +86,8 @@ pub enum PartitionEvent {
         message: String,
         /// The row, where rows are stepped one by one.
         position: Option<Position>,
+        /// First offset after what the turn was to handle.
+        reached: u64,
     },
     /// The state of passivated devices cannot be read.
     Failed {

@@ -6,6 +6,7 @@ use fieldstream_checkpoint::StoreError;
 use fieldstream_engine_api::{Assignment, SinkError};
 use futures::future::join_all;
 
+use crate::clock::within;
 use crate::error::PipelineError;
 use crate::pipeline::Coordinator;
 
@@ -38,7 +39,7 @@ impl Coordinator<'_> {
             claims.extend(self.owned.get(partition).map(|owned| (owned.store.clone(), owned.generation)));
             sinks.extend(self.revoke(*partition).await);
         }
-        if tokio::time::timeout(SINKS, join_all(sinks)).await.is_err() {
+        if within(&*self.engine.clock, SINKS, join_all(sinks)).await.is_none() {
             tracing::warn!(pipeline = %self.spec.name, ?partitions, "a sink is still committing rows of partitions that are taken away");
         }
         for partition in partitions {

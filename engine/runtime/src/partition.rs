@@ -383,6 +383,12 @@ impl Partition {
         }))
     }
 
+    /// The clock that its turns are measured with.
+    #[must_use]
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
     /// Whose partition it is.
     #[must_use]
     pub fn key(&self) -> &PartitionKey {

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_checkpoint::Fact;
+use fieldstream_checkpoint::{Fact, StoreError};
 use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent};
+use fieldstream_journal::Journal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::assign::Owned;
+use crate::clock::{Beat, within};
 use crate::decisions;
 use crate::engine::Engine;
 use crate::error::PipelineError;
@@ -25,6 +27,12 @@ use crate::status::{SinkStatus, State, Status};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// Time between two checkpoints while the journal is full: only checkpoints make room in it.
+const HURRY: Duration = Duration::from_millis(500);
+
+/// The part of the node that has trouble when the log does not answer.
+const LOG: &str = "log";
 
 /// When all receivers have ended and the journal has had nothing for so long, its rest belongs to other pipelines.
 const SILENT_END: Duration = Duration::from_secs(2);
@@ -73,8 +81,8 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) overtaken: BTreeMap<u32, Overtaken>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
-    /// Deletions of old checkpoints under way.
-    pub(crate) prunes: Vec<JoinHandle<()>>,
+    /// Deletions of old checkpoints under way, with their partitions.
+    pub(crate) prunes: Vec<(u32, JoinHandle<()>)>,
 }
 
 /// Runs a pipeline to its end, or until it is told to stop. `digest` has a line `part=hash` for each part of the plan that results
@@ -92,7 +100,7 @@ pub async fn run(
     let PipelineParts { spec, input, sinks } = parts;
     let start = engine.clock.monotonic();
     let events = mpsc::unbounded_channel();
-    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0).await?;
+    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0, &status).await?;
     let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
     let shared = SinkShared {
         pipeline: Arc::clone(&spec.name),
@@ -139,6 +147,7 @@ pub async fn run(
         Ok(()) => coordinator.close().await,
         Err(error) => Err(error),
     };
+    let closed = closed.map_err(|error| coordinator.told_cause(error));
     coordinator.abandon().await;
     if let Err(error) = closed {
         let mut inner = status.lock();
@@ -158,48 +167,76 @@ fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> Si
 
 impl Coordinator<'_> {
     async fn work(&mut self) -> Result<(), PipelineError> {
-        let mut checkpoints = tokio::time::interval(self.spec.checkpoint.interval.max(Duration::from_millis(10)));
-        checkpoints.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        checkpoints.tick().await;
+        let clock = Arc::clone(&self.engine.clock);
+        let mut checkpoints = Beat::new(&*clock, self.spec.checkpoint.interval.max(Duration::from_millis(10)));
         let quarter = self.spec.time.idle_after.map_or(Duration::from_secs(3600), |idle| (idle / 4).max(Duration::from_millis(10)));
-        let mut silence = tokio::time::interval(quarter);
-        silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut silence = Beat::new(&*clock, quarter);
+        let mut hurry = Beat::new(&*clock, HURRY);
         let mut backoff = FIRST_BACKOFF;
+        let mut tight = self.engine.tight.clone();
         while !self.is_done() {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
-            let silent_left = (self.heard_at + SILENT_END).saturating_sub(self.engine.clock.monotonic());
-            let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
+            let silent_left = (self.heard_at + SILENT_END).saturating_sub(clock.monotonic());
+            let drain_left = self.drain_until.map(|until| until.saturating_sub(clock.monotonic()));
             let overtaken_left = self.overtaken_left();
+            // In a fixed order, so that a run can be repeated: what is rare and short first; then events, of which there are only as
+            // many as the log's batches and their commits make; the log, which may always have something, after them.
             tokio::select! {
-                event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
-                polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
-                    Ok(event) => {
-                        backoff = FIRST_BACKOFF;
-                        self.on_log(event).await?;
-                    }
-                    Err(LogError::Retry { context, cause }) => {
-                        tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
-                        tokio::time::sleep(backoff).await;
-                        backoff = (backoff * 2).min(MAX_BACKOFF);
-                    }
-                    Err(error) => return Err(error.into()),
-                },
-                () = tokio::time::sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
-                _ = checkpoints.tick() => self.all_progress(|_| Fact::SnapshotDue),
-                _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
+                biased;
                 changed = self.stop.changed(), if !self.stopped => {
                     self.stopped = changed.is_err() || *self.stop.borrow();
                     if self.stopped {
                         self.begin_drain();
                     }
                 }
-                () = tokio::time::sleep(overtaken_left.unwrap_or_default()), if overtaken_left.is_some() => self.claim_again().await?,
-                () = tokio::time::sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
+                () = clock.sleep(overtaken_left.unwrap_or_default()), if overtaken_left.is_some() => self.claim_again().await?,
+                () = clock.sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
                     return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
                 }
+                () = checkpoints.next(&*clock) => self.all_progress(|_| Fact::SnapshotDue),
+                event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
+                () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
+                () = hurry.next(&*clock), if self.engine.opened_journal().is_some_and(Journal::is_full) => self.all_progress(|_| Fact::SnapshotDue),
+                // Without a budget the other end is gone, and this branch with it.
+                Ok(()) = tight.changed() => {}
+                polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => self.on_polled(polled, &mut backoff).await?,
+                () = clock.sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
             }
         }
         Ok(())
+    }
+
+    /// A sink task that is gone has said why.
+    fn told_cause(&mut self, error: PipelineError) -> PipelineError {
+        if !matches!(error, PipelineError::Gone(_)) {
+            return error;
+        }
+        let told = std::iter::from_fn(|| self.events.try_recv().ok());
+        let cause = told.filter_map(|event| match event {
+            Event::SinkFailed { sink, error } => Some(PipelineError::Sink { sink, error }),
+            _ => None,
+        });
+        cause.last().unwrap_or(error)
+    }
+
+    /// What the log gave; trouble with it is waited out.
+    async fn on_polled(&mut self, polled: Result<LogEvent, LogError>, backoff: &mut Duration) -> Result<(), PipelineError> {
+        match polled {
+            Ok(event) => {
+                if std::mem::replace(backoff, FIRST_BACKOFF) > FIRST_BACKOFF {
+                    self.status.trouble(LOG, None);
+                }
+                self.on_log(event).await
+            }
+            Err(LogError::Retry { context, cause }) => {
+                tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                self.status.trouble(LOG, Some(format!("{context}: {cause}")));
+                self.engine.clock.sleep(*backoff).await;
+                *backoff = (*backoff * 2).min(MAX_BACKOFF);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn input_ended(&self) -> bool {
@@ -229,7 +266,7 @@ impl Coordinator<'_> {
     async fn on_batch(&mut self, batch: LogBatch) -> Result<(), PipelineError> {
         let (partition, next_offset) = (batch.partition, batch.next_offset);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-        owned.enqueued.next_offset = next_offset;
+        owned.enqueue_to(next_offset);
         owned.quiet_ticks = 0;
         self.heard_at = self.engine.clock.monotonic();
         let ready = owned.queue.push(Work::Batch(batch));
@@ -279,7 +316,7 @@ impl Coordinator<'_> {
     async fn end_input(&mut self, partition: u32, next_offset: u64) -> Result<(), PipelineError> {
         let Some(owned) = self.owned.get_mut(&partition).filter(|o| !o.ended) else { return Ok(()) };
         owned.ended = true;
-        owned.enqueued.next_offset = next_offset;
+        owned.enqueue_to(next_offset);
         if owned.end_decided.is_none_or(|offset| offset < next_offset) {
             self.decide(partition, decisions::end_of_input(next_offset)).await?;
         }
@@ -292,7 +329,8 @@ impl Coordinator<'_> {
     /// Makes a decision durable, then lets the partition carry it out.
     async fn decide(&mut self, partition: u32, decision: fieldstream_checkpoint::Decision) -> Result<(), PipelineError> {
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-        owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+        owned.store.append_decision(owned.generation, owned.next_decision, &decision).await?;
+        owned.next_decision += 1;
         owned.enqueued.next_decision += 1;
         if owned.queue.push(Work::Decide(decision)) {
             self.send_token(partition);
@@ -304,7 +342,7 @@ impl Coordinator<'_> {
     async fn silent_ticks(&mut self) -> Result<(), PipelineError> {
         let now_us = self.engine.clock.now_us();
         let mut due = Vec::new();
-        for (partition, owned) in self.owned.iter_mut().filter(|(_, o)| o.has_devices && !o.ended) {
+        for (partition, owned) in self.owned.iter_mut().filter(|(_, o)| o.has_devices && !o.ended && o.is_abreast()) {
             owned.quiet_ticks += 1;
             // After idle_after (four quarters), then every quarter up to twice that, then at doubling distances.
             if (4..=8).contains(&owned.quiet_ticks) || owned.quiet_ticks > 8 && owned.quiet_ticks.is_power_of_two() {
@@ -312,7 +350,13 @@ impl Coordinator<'_> {
             }
         }
         for (partition, offset) in due {
-            self.decide(partition, decisions::tick(offset, now_us)).await?;
+            match self.decide(partition, decisions::tick(offset, now_us)).await {
+                // A tick that was not made has not happened. Time goes on at the next one.
+                Err(PipelineError::Store(StoreError::Full { context, cause })) => {
+                    tracing::warn!(pipeline = %self.spec.name, partition, "time stands still, the disk is full: {context}: {cause}");
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -374,7 +418,9 @@ impl Coordinator<'_> {
                 self.progress(partition, Fact::TurnDone { mark: complete_to });
                 self.drain_partition(partition);
             }
-            PartitionEvent::Panicked { node, message, position } => self.recover(partition, node, message, position).await?,
+            PartitionEvent::Panicked { node, message, position, reached } => {
+                self.recover(partition, (node, message), position, reached).await?;
+            }
             PartitionEvent::Failed { error } => return Err(PipelineError::Cold { partition, error }),
             PartitionEvent::Snapshot { data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
             PartitionEvent::Stored(result) => self.snapshot_stored(partition, result)?,
@@ -466,7 +512,7 @@ impl Coordinator<'_> {
         }
         self.sinks.iter().for_each(|sink| sink.task.abort());
         // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
-        let prunes = futures::future::join_all(std::mem::take(&mut self.prunes));
-        let _ = tokio::time::timeout(self.engine.options.drain_deadline, prunes).await;
+        let prunes = futures::future::join_all(self.prunes.drain(..).map(|(_, prune)| prune));
+        let _ = within(&*self.engine.clock, self.engine.options.drain_deadline, prunes).await;
     }
 }

@@ -10,7 +10,7 @@ use fieldstream_engine_api::{Committed, Generation, Mark, PartitionKey, Sink, Si
 use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::event::{DurableShare, Event};
 use crate::queue::OutputRoom;
 use crate::spec::Gather;
@@ -189,7 +189,7 @@ impl SinkTask {
             let work = match self.time_left() {
                 None => queue.recv().await,
                 Some(left) if left.is_zero() => queue.try_recv().ok(),
-                Some(left) => tokio::time::timeout(left, queue.recv()).await.unwrap_or_default(),
+                Some(left) => within(&*self.clock, left, queue.recv()).await.flatten(),
             };
             let idle = work.is_none();
             if idle && queue.is_closed() && queue.is_empty() {
@@ -265,7 +265,7 @@ impl SinkTask {
             match self.sink.open(&key, generation).await {
                 Err(SinkError::Retry { context, cause }) => {
                     tracing::warn!(sink = %self.name, "{context}: {cause}; trying again in {backoff:?}");
-                    tokio::time::sleep(backoff).await;
+                    self.clock.sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
                 other => break other?,
@@ -358,7 +358,7 @@ impl SinkTask {
                 Err(SinkError::Retry { context, cause }) => {
                     self.stats.retries.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(sink = %self.name, "{context}: {cause}; trying again in {backoff:?}");
-                    tokio::time::sleep(backoff).await;
+                    self.clock.sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
                 Err(error @ SinkError::Fenced { .. }) => self.drop_fenced(error, &mut batches)?,
