@@ -85,7 +85,8 @@ impl Engine {
     #[must_use]
     pub fn embedded(options: EngineOptions, clock: Arc<dyn Clock>, store: CheckpointStore) -> Self {
         let shards = vec![Shard::default().start()];
-        Self { options, shards, store, clock, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters: Vec::new() }
+        let tight = watch_budget(options.memory_budget);
+        Self { options, shards, store, clock, tight, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters: Vec::new() }
     }
 
     /// The node's journal, opened when the first receiver needs it.
