@@ -6,6 +6,8 @@ mod fleet;
 mod golden;
 mod golden_state;
 mod kafka_alerts;
+mod kafka_exact;
+mod kafka_group;
 mod metrics;
 mod mqtt_postgres;
 mod node;

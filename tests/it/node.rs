@@ -195,6 +195,12 @@ impl Node {
         account
     }
 
+    /// SIGTERM while others go on with what it leaves: it must end well.
+    pub(crate) fn stop_unsettled(self) {
+        let ended = self.stop_now();
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    }
+
     /// Sends a signal: `TERM`, `STOP`, `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         let told = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().expect("kill runs");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use fieldstream_engine_api::{
-    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Sink, SinkBatch, SinkError, SinkInput,
+    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Shared, Sink, SinkBatch, SinkError, SinkInput,
     SinkRows, Space,
 };
 use fieldstream_schemas::columns::{TS, VALUE, time_type};
@@ -32,7 +32,8 @@ fn sink(dir: &TempDir, path: &str, resume: bool) -> FileSink {
 fn sink_of(dir: &TempDir, path: &str, resume: bool, format: &str) -> FileSink {
     let inputs = [input()];
     let path = dir.path().join(path).display().to_string();
-    let context = ConnectContext { pipeline: "p".into(), node: "out".into(), data_dir: dir.path().join("data"), resume };
+    let context =
+        ConnectContext { pipeline: "p".into(), node: "out".into(), data_dir: dir.path().join("data"), resume, shared: Shared::default() };
     FileSink::new(read_options(&json!({ "path": path, "format": format }), &inputs).expect("options"), &inputs, &context)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldstream_checkpoint::cold::ColdStore;
 use fieldstream_checkpoint::{CheckpointData, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
@@ -19,6 +20,10 @@ use crate::status::PartitionStatus;
 
 /// A restart from one checkpoint after so many crashes in a row is said loudly.
 const SUSPICIOUS_RESTARTS: u32 = 3;
+
+/// A log that does not say where a partition is now is asked again, at doubling distances up to the last.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A partition this coordinator owns.
 pub(crate) struct Owned {
@@ -52,7 +57,7 @@ pub(crate) struct Owned {
     pub(crate) drained: bool,
     pub(crate) has_devices: bool,
     pub(crate) quiet_ticks: u64,
-    assignment: Assignment,
+    pub(crate) assignment: Assignment,
     /// Position of the last panic recovered from.
     recovered_at: Option<Mark>,
 }
@@ -138,7 +143,7 @@ impl Coordinator<'_> {
         owned.enqueue_to(from);
         self.owned.insert(partition, owned);
         self.host(hosted, queue, claim.generation, replays).await?;
-        self.log.seek(partition, from).await?;
+        self.seek(partition, from).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
     }
@@ -173,6 +178,20 @@ impl Coordinator<'_> {
             self.send_token(partition);
         }
         Ok(())
+    }
+
+    async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            match self.log.seek(partition, offset).await {
+                Err(LogError::Retry { context, cause }) if backoff < LAST_BACKOFF => {
+                    tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                    self.engine.clock.sleep(backoff).await;
+                    backoff *= 2;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Says once, not for every partition, that the plan is another one than that of the checkpoint.
@@ -218,7 +237,7 @@ impl Coordinator<'_> {
             meters: Vec::new(),
             event_us: None,
             paused_since: None,
-            paused_for: std::time::Duration::ZERO,
+            paused_for: Duration::ZERO,
             state_bytes: 0,
             active_devices: hosted.slots().active_devices(),
             passivated_devices: hosted.passivated_devices(),
@@ -229,17 +248,22 @@ impl Coordinator<'_> {
         inner.partitions.insert(key.partition, status);
     }
 
-    /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner.
-    pub(crate) async fn revoke(&mut self, partition: u32) {
-        let Some(owned) = self.owned.remove(&partition) else { return };
+    /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner. Gives what each
+    /// sink tells when it has forgotten.
+    pub(crate) async fn revoke(&mut self, partition: u32) -> Vec<oneshot::Receiver<()>> {
+        let mut forgotten = Vec::with_capacity(self.sinks.len());
+        let Some(owned) = self.owned.remove(&partition) else { return forgotten };
         self.forget_savepoint(partition);
         owned.queue.clear();
         // A shard that is gone hosts nothing.
         let _ = self.engine.shard_of(self.number, partition).send(Remove { id: (self.number, partition) }).await;
         for sink in &self.sinks {
-            let _ = sink.work.send(SinkWork::Forget { partition });
+            let (done, heard) = oneshot::channel();
+            let _ = sink.work.send(SinkWork::Forget { partition, done });
+            forgotten.push(heard);
         }
         self.forget_status(partition);
+        forgotten
     }
 
     fn forget_status(&self, partition: u32) {

@@ -30,6 +30,17 @@ pub enum Event {
         /// What of each partition.
         shares: Vec<DurableShare>,
     },
+    /// A sink has learned that a partition has a newer owner, and has dropped what it had of it.
+    Fenced {
+        /// Name of the sink.
+        sink: Arc<str>,
+        /// Partition number.
+        partition: u32,
+        /// The incarnation that is over.
+        generation: Generation,
+        /// What the sink said.
+        error: SinkError,
+    },
     /// A sink has given up.
     SinkFailed {
         /// Name of the sink.

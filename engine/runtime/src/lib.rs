@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 mod gap;
+mod giving_up;
 pub mod graph;
 mod ingest;
 pub mod ingress;

@@ -16,6 +16,7 @@ use crate::decisions;
 use crate::engine::Engine;
 use crate::error::PipelineError;
 use crate::event::{DurableShare, Event, PartitionEvent};
+use crate::giving_up::Overtaken;
 use crate::input::{self, Opened};
 use crate::ledger::Ledger;
 use crate::queue::{OutputRoom, Work};
@@ -71,6 +72,8 @@ pub(crate) struct Coordinator<'a> {
     heard_at: Duration,
     /// Partitions that step row by row below an offset after a panic.
     pub(crate) stepping: BTreeMap<u32, u64>,
+    /// Partitions that somebody else has and the log has not taken away.
+    pub(crate) overtaken: BTreeMap<u32, Overtaken>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
     /// Deletions of old checkpoints under way, with their partitions.
@@ -127,6 +130,7 @@ pub async fn run(
         ends: None,
         heard_at: start,
         stepping: BTreeMap::new(),
+        overtaken: BTreeMap::new(),
         drain_until: None,
         prunes: Vec::new(),
         saving: None,
@@ -169,6 +173,7 @@ impl Coordinator<'_> {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
             let silent_left = (self.heard_at + SILENT_END).saturating_sub(clock.monotonic());
             let drain_left = self.drain_until.map(|until| until.saturating_sub(clock.monotonic()));
+            let overtaken_left = self.overtaken_left();
             // In a fixed order, so that a run can be repeated: what is rare and short first; then events, of which there are only as
             // many as the log's batches and their commits make; the log, which may always have something, after them.
             tokio::select! {
@@ -179,6 +184,7 @@ impl Coordinator<'_> {
                         self.begin_drain();
                     }
                 }
+                () = clock.sleep(overtaken_left.unwrap_or_default()), if overtaken_left.is_some() => self.claim_again().await?,
                 () = clock.sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
                     return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
                 }
@@ -240,16 +246,12 @@ impl Coordinator<'_> {
         match event {
             LogEvent::Assigned(assignments) => {
                 for assignment in assignments {
-                    self.assign(assignment).await?;
+                    self.take_over(assignment).await?;
                 }
                 // They may have ended before the partitions were ours, with nothing more to come.
                 self.end_after_receivers().await?;
             }
-            LogEvent::Revoked(partitions) => {
-                for partition in partitions {
-                    self.revoke(partition).await;
-                }
-            }
+            LogEvent::Revoked(partitions) => self.give_up(&partitions).await,
             LogEvent::Batch(batch) => self.on_batch(batch).await?,
             LogEvent::Lost { partition, next_offset, payloads } => self.on_lost(partition, next_offset, payloads),
             LogEvent::EndOfInput { partition, next_offset } => self.end_input(partition, next_offset).await?,
@@ -363,6 +365,12 @@ impl Coordinator<'_> {
                 }
             }
             Event::Durable { sink, shares } => self.on_durable(sink, &shares),
+            Event::Fenced { sink, partition, generation, error } => {
+                if let Some(owned) = self.owned.get(&partition).filter(|owned| owned.generation == generation) {
+                    let assignment = owned.assignment.clone();
+                    self.overtaken(assignment, PipelineError::Sink { sink, error }).await?;
+                }
+            }
             Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
             // Receivers that were told to stop have not ended: what comes after the next start belongs to the same input, and no
             // window may close for it.
