@@ -1,10 +1,11 @@
 //! Taking a partition over: claim, fence and read marks, restore, adopt, re-inject decisions, seek.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
+use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress, Restored, StoreError};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
@@ -52,6 +53,33 @@ pub(crate) struct Owned {
 }
 
 impl Owned {
+    /// A partition that has just been taken over, with nothing to replay.
+    fn new(assignment: Assignment, queue: Arc<PartitionQueue>, generation: Generation, store: PartitionStore, progress: Progress) -> Self {
+        Self {
+            queue,
+            generation,
+            store,
+            progress,
+            next_checkpoint: 0,
+            snapshot: None,
+            pending: None,
+            acknowledge: None,
+            enqueued: Mark::default(),
+            next_decision: 0,
+            replay: VecDeque::new(),
+            replays_to: 0,
+            paused: false,
+            ended: false,
+            end_decided: None,
+            drain_asked: false,
+            drained: false,
+            has_devices: false,
+            quiet_ticks: 0,
+            assignment,
+            recovered_at: None,
+        }
+    }
+
     /// Payloads below `next_offset` are in the queue, and with them the decisions of a replay that lie among them.
     pub(crate) fn enqueue_to(&mut self, next_offset: u64) {
         self.enqueued.next_offset = next_offset;
@@ -78,11 +106,7 @@ impl Coordinator<'_> {
         let marks = self.open_sinks(&key, claim.generation).await?;
         let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
         let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
-        let restored = match store.latest(Some(&folder)).await {
-            // What a newer owner deletes looks damaged to the one it has overtaken.
-            Err(error) => return Err(store.check_owner(claim.generation).await.err().unwrap_or(error).into()),
-            restored => restored?,
-        };
+        let restored = latest_as_owner(&store, claim.generation, &folder).await?;
         restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
@@ -117,28 +141,14 @@ impl Coordinator<'_> {
         let queue = Arc::new(PartitionQueue::default());
         self.show(&key, &hosted, &queue, &marks);
         let mut owned = Owned {
-            queue: Arc::clone(&queue),
-            generation: claim.generation,
-            store,
-            progress,
-            next_checkpoint: 0,
-            snapshot: None,
-            pending: None,
-            acknowledge: None,
-            enqueued: start,
             next_decision: decided,
             replay,
             replays_to,
-            paused: false,
-            ended: false,
             end_decided,
-            drain_asked: false,
-            drained: false,
             has_devices: hosted.slots().active_devices() > 0 || hosted.passivated_devices() > 0,
-            quiet_ticks: 0,
-            recovered_at: None,
-            assignment,
+            ..Owned::new(assignment, Arc::clone(&queue), claim.generation, store, progress)
         };
+        owned.enqueued = start;
         owned.enqueue_to(start.next_offset);
         self.owned.insert(partition, owned);
         let outlet = Outlet { generation: claim.generation, ..self.outlet.clone() };
@@ -266,6 +276,14 @@ impl Coordinator<'_> {
             owned.recovered_at = at;
         }
         Ok(())
+    }
+}
+
+/// The newest checkpoint. What a newer owner deletes looks damaged to the one it has overtaken, which is told that instead.
+async fn latest_as_owner(store: &PartitionStore, generation: Generation, folder: &Path) -> Result<Restored, StoreError> {
+    match store.latest(Some(folder)).await {
+        Err(error) => Err(store.check_owner(generation).await.err().unwrap_or(error)),
+        restored => restored,
     }
 }
 

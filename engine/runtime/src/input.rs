@@ -6,10 +6,12 @@ use fieldstream_engine_api::{Log, Receiver};
 use fieldstream_journal::JournalError;
 use tokio::sync::{mpsc, watch};
 
+use crate::admission::Admission;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::ingest::{Ingest, run_all};
 use crate::spec::{Input, PipelineSpec};
+use crate::status::Status;
 
 /// A log ready to be read, and whether it ends by itself.
 pub(crate) struct Opened {
@@ -24,6 +26,7 @@ pub(crate) async fn open(
     input: Input,
     stop: &watch::Receiver<bool>,
     events: &mpsc::UnboundedSender<Event>,
+    status: &Arc<Status>,
 ) -> Result<Opened, JournalError> {
     match input {
         Input::Log { log, finite } => Ok(Opened { log, finite }),
@@ -38,6 +41,9 @@ pub(crate) async fn open(
                 journal: journal.clone(),
                 clock: Arc::clone(&engine.clock),
                 stop: stop.clone(),
+                admission: Admission::new(spec.max_devices_per_source),
+                tight: engine.tight.clone(),
+                status: Arc::clone(status),
             };
             let ingests = receivers.into_iter().map(ingest).collect();
             tokio::spawn(run_all(ingests, journal.clone(), events.clone()));

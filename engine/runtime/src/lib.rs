@@ -1,5 +1,6 @@
 //! Order and failure: shards host partitions, partitions host device actors and run the graph, sinks get rows and marks.
 
+mod admission;
 mod assign;
 mod checkpointing;
 pub mod clock;
@@ -15,6 +16,7 @@ mod ingest;
 pub mod ingress;
 pub mod input;
 pub mod ledger;
+mod memory;
 pub mod metrics;
 pub mod partition;
 pub mod passivation;

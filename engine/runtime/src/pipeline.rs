@@ -26,6 +26,9 @@ use crate::status::{SinkStatus, State, Status};
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
+/// The part of the node that has trouble when the log does not answer.
+const LOG: &str = "log";
+
 /// When all receivers have ended and the journal has had nothing for so long, its rest belongs to other pipelines.
 const SILENT_END: Duration = Duration::from_secs(2);
 
@@ -90,7 +93,7 @@ pub async fn run(
     let PipelineParts { spec, input, sinks } = parts;
     let start = engine.clock.monotonic();
     let events = mpsc::unbounded_channel();
-    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0).await?;
+    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0, &status).await?;
     let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
     let shared = SinkShared {
         pipeline: Arc::clone(&spec.name),
@@ -161,6 +164,7 @@ impl Coordinator<'_> {
         let quarter = self.spec.time.idle_after.map_or(Duration::from_secs(3600), |idle| (idle / 4).max(Duration::from_millis(10)));
         let mut silence = Beat::new(&*clock, quarter);
         let mut backoff = FIRST_BACKOFF;
+        let mut tight = self.engine.tight.clone();
         while !self.is_done() {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
             let silent_left = (self.heard_at + SILENT_END).saturating_sub(clock.monotonic());
@@ -181,13 +185,19 @@ impl Coordinator<'_> {
                 () = checkpoints.next(&*clock) => self.all_progress(|_| Fact::SnapshotDue),
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
                 () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
-                polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
+                // Without a budget the other end is gone, and this branch with it.
+                Ok(()) = tight.changed() => {}
+                polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => match polled {
                     Ok(event) => {
+                        if backoff > FIRST_BACKOFF {
+                            self.status.trouble(LOG, None);
+                        }
                         backoff = FIRST_BACKOFF;
                         self.on_log(event).await?;
                     }
                     Err(LogError::Retry { context, cause }) => {
                         tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                        self.status.trouble(LOG, Some(format!("{context}: {cause}")));
                         clock.sleep(backoff).await;
                         backoff = (backoff * 2).min(MAX_BACKOFF);
                     }

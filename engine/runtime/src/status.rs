@@ -133,6 +133,8 @@ pub struct StatusInner {
     pub plan_changes: Option<String>,
     /// From asking for a snapshot until its manifest was durable.
     pub checkpoints: Durations,
+    /// What goes wrong at the moment and is tried again, by the part of the node it is about.
+    pub troubles: BTreeMap<Arc<str>, String>,
 }
 
 /// Shared, short-locked view of a running pipeline.
@@ -146,6 +148,15 @@ impl Status {
     pub fn lock(&self) -> MutexGuard<'_, StatusInner> {
         // Counters are whole after every assignment, so a panic elsewhere leaves nothing broken.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that `part` (`checkpoints`, `journal`, a source's name) has trouble, or with `None` that it works again.
+    pub fn trouble(&self, part: &str, what: Option<String>) {
+        let troubles = &mut self.lock().troubles;
+        match what {
+            Some(what) => drop(troubles.insert(part.into(), what)),
+            None => drop(troubles.remove(part)),
+        }
     }
 
     /// The account now.
@@ -176,7 +187,10 @@ impl Status {
     pub fn not_ready(&self, engine: &Engine) -> Vec<String> {
         let now = engine.clock.monotonic();
         let inner = self.lock();
-        let mut reasons = Vec::new();
+        let mut reasons: Vec<String> = inner.troubles.iter().map(|(part, what)| format!("{part}: {what}")).collect();
+        if *engine.tight.borrow() {
+            reasons.push("the process is above its memory budget, nothing new is read".to_owned());
+        }
         match inner.state {
             State::Starting => reasons.push("partitions are being taken over".to_owned()),
             State::Failed => reasons.push(inner.error.clone().unwrap_or_else(|| "failed".to_owned())),
@@ -224,7 +238,7 @@ impl Status {
         };
         let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.total(), "queued": s.stats.queued.load(Ordering::Relaxed) });
         json!({
-            "state": inner.state, "error": inner.error, "restarts": inner.restarts, "plan_changes": inner.plan_changes,
+            "state": inner.state, "error": inner.error, "restarts": inner.restarts, "plan_changes": inner.plan_changes, "troubles": inner.troubles,
             "partitions": inner.partitions.iter().map(partition).collect::<Vec<_>>(),
             "operators": inner.operators.iter().enumerate().map(operator).collect::<Vec<_>>(),
             "sinks": inner.sinks.iter().map(sink).collect::<Vec<_>>(),
