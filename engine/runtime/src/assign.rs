@@ -63,6 +63,36 @@ pub(crate) struct Owned {
 }
 
 impl Owned {
+    /// A partition that has just been taken over, with nothing to replay.
+    fn new(assignment: Assignment, queue: Arc<PartitionQueue>, generation: Generation, store: PartitionStore, progress: Progress) -> Self {
+        Self {
+            queue,
+            generation,
+            store,
+            progress,
+            next_checkpoint: 0,
+            snapshot: None,
+            pending: None,
+            layers: Vec::new(),
+            retake: false,
+            claimed: Duration::ZERO,
+            acknowledge: None,
+            enqueued: Mark::default(),
+            next_decision: 0,
+            replay: VecDeque::new(),
+            replays_to: 0,
+            paused: false,
+            ended: false,
+            end_decided: None,
+            drain_asked: false,
+            drained: false,
+            has_devices: false,
+            quiet_ticks: 0,
+            assignment,
+            recovered_at: None,
+        }
+    }
+
     /// Payloads below `next_offset` are in the queue, and with them the decisions of a replay that lie among them.
     pub(crate) fn enqueue_to(&mut self, next_offset: u64) {
         self.enqueued.next_offset = next_offset;
@@ -115,30 +145,15 @@ impl Coordinator<'_> {
         let queue = Arc::new(PartitionQueue::default());
         self.show(&key, &hosted, &queue, &marks);
         let mut owned = Owned {
-            queue: Arc::clone(&queue),
-            generation: claim.generation,
-            store,
-            progress,
-            next_checkpoint: 0,
-            snapshot: None,
-            pending: None,
             layers: restored.layers,
-            retake: false,
             claimed: self.engine.clock.monotonic(),
-            acknowledge: None,
             enqueued: start,
             next_decision: decided,
             replay,
             replays_to,
-            paused: false,
-            ended: false,
             end_decided,
-            drain_asked: false,
-            drained: false,
             has_devices: hosted.slots().active_devices() > 0 || hosted.passivated_devices() > 0,
-            quiet_ticks: 0,
-            recovered_at: None,
-            assignment,
+            ..Owned::new(assignment, Arc::clone(&queue), claim.generation, store, progress)
         };
         owned.enqueue_to(from);
         self.owned.insert(partition, owned);

@@ -84,7 +84,7 @@ impl Engine {
         let store = CheckpointStore::open(&options.data_dir.join("state")).await?;
         let arbiters: Vec<Arbiter> = (0..options.shards.max(1)).map(|_| Arbiter::new()).collect();
         let shards = arbiters.iter().map(|arbiter| Shard::start_in_arbiter(&arbiter.handle(), |_| Shard::default())).collect();
-        let tight = watch_budget(options.memory_budget);
+        let tight = watch_budget(&clock, options.memory_budget);
         Ok(Self { options, shards, store, clock, tight, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters })
     }
 
@@ -92,8 +92,7 @@ impl Engine {
     #[must_use]
     pub fn embedded(options: EngineOptions, clock: Arc<dyn Clock>, store: CheckpointStore) -> Self {
         let shards = vec![Shard::default().start()];
-        // Memory is the other program's affair.
-        let tight = watch_budget(None);
+        let tight = watch_budget(&clock, options.memory_budget);
         Self { options, shards, store, clock, tight, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters: Vec::new() }
     }
 
