@@ -138,8 +138,7 @@ pub async fn run(
     };
     {
         let mut inner = status.lock();
-        (inner.state, inner.number) = (State::Running, coordinator.number);
-        inner.inbox = Some(coordinator.outlet.events.clone());
+        (inner.state, inner.number, inner.inbox) = (State::Running, coordinator.number, Some(coordinator.outlet.events.clone()));
     }
     let outcome = coordinator.work().await;
     let closed = match outcome {
