@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema, UInt32Type};
 use fieldstream_checkpoint::{CheckpointStore, Layer, PartitionStore};
 use fieldstream_engine_api::{
@@ -123,6 +123,7 @@ fn spec() -> PipelineSpec {
         checkpoint: CheckpointSpec { interval: Duration::from_secs(10), keep: 3 },
         turn: TurnLimits { min_rows: 1, max_wait: Duration::ZERO, max_rows: ROWS as usize },
         max_active_devices: usize::MAX,
+        max_devices_per_source: usize::MAX,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fieldstream_checkpoint::cold::ColdStore;
 use fieldstream_checkpoint::{CheckpointData, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
-use fieldstream_engine_api::{Assignment, Committed, Generation, Mark, PartitionKey, Position};
+use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
 use crate::error::PipelineError;
