@@ -2,11 +2,13 @@
 
 mod admin;
 mod cli;
+mod client;
 mod commands;
 mod dlq;
 mod exit;
 mod output;
 mod plans;
+mod reload;
 
 use std::process::ExitCode;
 

@@ -11,5 +11,6 @@ mod oracle;
 mod passivation;
 mod publisher;
 mod reference;
+mod reload;
 mod services;
 mod topics;

@@ -53,6 +53,21 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
     head.starts_with("HTTP/1.0 200").then(|| body.to_owned()).or_else(|| head.starts_with("HTTP/1.1 200").then(|| body.to_owned()))
 }
 
+/// Status and answer of a request with a body.
+pub(crate) fn send(address: SocketAddr, method: &str, path: &str, kind: &str, body: &str) -> (u16, Value) {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).expect("the admin server listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    let length = body.len();
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).expect("the admin server reads");
+    let mut text = String::new();
+    // One that is killed meanwhile answers nothing.
+    let _ = stream.read_to_string(&mut text);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return (0, Value::Null) };
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    (status, serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
 /// A running `fieldstream run` of one pipeline, killed when it goes out of scope.
 pub(crate) struct Node {
     child: Child,
@@ -97,6 +112,21 @@ impl Node {
     /// The body of an admin path, while it answers.
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         get(self.admin, path)
+    }
+
+    /// Sends a body as `kind`; status and answer.
+    pub(crate) fn send(&self, method: &str, path: &str, kind: &str, body: &str) -> (u16, Value) {
+        send(self.admin, method, path, kind, body)
+    }
+
+    /// Where its admin server listens.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The number of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The account of the pipeline, while the admin server answers.

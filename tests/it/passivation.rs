@@ -137,7 +137,7 @@ async fn play(limit: usize, restart: u64, folder: &Path) -> Played {
             generation = store.claim().await.unwrap().generation;
             let (fresh, cold) = blank(generation);
             partition = fresh;
-            partition.restore(&store.latest(Some(&cold)).await.unwrap().checkpoint.unwrap()).unwrap();
+            partition.restore(&store.latest(Some(&cold)).await.unwrap().checkpoint.unwrap(), false).unwrap();
             store.adopt(generation, Some(saved), 0).await.unwrap();
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
+use fieldstream_checkpoint::{CheckpointData, Decision, PartitionStore, PendingCheckpoint, Progress};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
@@ -39,6 +39,8 @@ pub(crate) struct Owned {
     pub(crate) drained: bool,
     pub(crate) has_devices: bool,
     pub(crate) quiet_ticks: u64,
+    /// Where it stood when it was taken over, all decisions up to then included.
+    pub(crate) taken_at: Mark,
     assignment: Assignment,
     /// Position of the last panic recovered from.
     recovered_at: Option<Mark>,
@@ -47,6 +49,9 @@ pub(crate) struct Owned {
 impl Coordinator<'_> {
     pub(crate) async fn assign(&mut self, assignment: Assignment) -> Result<(), PipelineError> {
         let partition = assignment.partition;
+        if self.terms.logs.as_ref().is_some_and(|logs| !logs.contains(&assignment.log_id)) {
+            return Err(PipelineError::OtherLog { partition, found: assignment.log_id });
+        }
         let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
         let store = self.engine.store.partition(&key);
         let claim = store.claim().await?;
@@ -62,14 +67,23 @@ impl Coordinator<'_> {
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
         let changed = restored.checkpoint.as_ref().is_some_and(|checkpoint| self.note_changes(&checkpoint.data.plan_digest));
+        let mut lost = Vec::new();
         if let Some(checkpoint) = &restored.checkpoint {
-            hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
+            lost = hosted.restore(checkpoint, self.terms.accept_state_loss).map_err(|error| PipelineError::Restore { partition, error })?;
+            self.note_lost(&lost);
         }
         let start = hosted.complete_to();
         check_positions(&assignment, start, &marks)?;
-        let decisions = store.decisions_from(start.next_decision).await?;
-        let decided = start.next_decision + decisions.len() as u64;
+        let mut decisions = store.decisions_from(start.next_decision).await?;
+        let mut decided = start.next_decision + decisions.len() as u64;
         store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
+        if let Some(checkpoint) = &restored.checkpoint
+            && let Some(plan) = self.plan_change(&checkpoint.data.plan_digest, &decisions, start, &lost)
+        {
+            store.append_decision(claim.generation, decided, &plan).await?;
+            decisions.push(plan);
+            decided += 1;
+        }
         let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
         let replays = !decisions.is_empty();
         hosted.set_replay(decisions);
@@ -94,6 +108,7 @@ impl Coordinator<'_> {
             pending: None,
             acknowledge: None,
             enqueued: Mark { next_decision: decided, ..start },
+            taken_at: Mark { next_decision: decided, ..start },
             paused: false,
             ended: false,
             end_decided,
@@ -126,6 +141,24 @@ impl Coordinator<'_> {
             );
         }
         true
+    }
+
+    /// Says once, not for every partition, which state was left out.
+    fn note_lost(&self, lost: &[String]) {
+        for state in lost {
+            if self.status.lock().plan.lost.insert(state.clone()) {
+                tracing::warn!(pipeline = %self.spec.name, "state was left out, as accepted: {state}");
+            }
+        }
+    }
+
+    /// The decision that this plan holds from here on, where another one held before.
+    fn plan_change(&self, saved: &str, decisions: &[Decision], start: Mark, lost: &[String]) -> Option<Decision> {
+        let (before, now) = (crate::decisions::plan_in_force(saved, decisions), &*self.outlet.digest);
+        let changed = crate::digest::changes(before, now).is_some() || !lost.is_empty();
+        // Decisions are carried out in the order of their numbers, so it cannot lie before the last one.
+        let offset = decisions.iter().map(|decision| decision.position.offset).fold(start.next_offset, u64::max);
+        changed.then(|| crate::decisions::plan(offset, before, now, lost))
     }
 
     async fn open_sinks(&self, key: &PartitionKey, generation: Generation) -> Result<Vec<Option<Committed>>, PipelineError> {

@@ -376,5 +376,7 @@ fn a_row_that_panics_is_the_only_one_taken_out() {
     assert_eq!(restarts, 2 * u64::from(PARTITIONS), "one restore to step, one to go on, for each partition");
 }
 
+#[path = "reload_tests.rs"]
+mod reload;
 #[path = "stop_tests.rs"]
 mod stop;

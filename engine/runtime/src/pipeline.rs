@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::Fact;
-use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent};
+use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent, Mark};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -17,6 +17,7 @@ use crate::event::{DurableShare, Event, PartitionEvent};
 use crate::input::{self, Opened};
 use crate::ledger::Ledger;
 use crate::queue::{OutputRoom, Work};
+use crate::reload::Terms;
 use crate::shard::{Outlet, Ready, Remove};
 use crate::sink_task::{SinkShared, SinkStats, SinkTask, SinkWork};
 use crate::spec::{PipelineParts, PipelineSpec, SinkBox};
@@ -58,12 +59,16 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) outlet: Outlet,
     pub(crate) owned: BTreeMap<u32, Owned>,
     pub(crate) status: Arc<Status>,
+    pub(crate) terms: Terms,
+    /// Partitions have been assigned, and all of them are taken over.
+    assigned: bool,
     events: mpsc::UnboundedReceiver<Event>,
     stop: watch::Receiver<bool>,
     draining: bool,
     stopped: bool,
     /// Where the journal ended, by partition, when all receivers had ended: what is read up to there is the whole input.
     ends: Option<BTreeMap<u32, u64>>,
+    started_at: Duration,
     /// When the log last gave something, or the receivers ended, on the monotonic clock.
     heard_at: Duration,
     /// Partitions that step row by row below an offset after a panic.
@@ -87,73 +92,95 @@ pub async fn run(
     status: Arc<Status>,
 ) -> Result<Report, PipelineError> {
     let PipelineParts { spec, input, sinks } = parts;
-    let start = engine.clock.monotonic();
-    let events = mpsc::unbounded_channel();
-    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0).await?;
-    let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
-    let shared = SinkShared {
-        pipeline: Arc::clone(&spec.name),
-        room: Arc::clone(&room),
-        events: events.0.clone(),
-        clock: Arc::clone(&engine.clock),
-    };
-    let mut handles = Vec::new();
-    let mut outlets = Vec::new();
-    for (number, (sink, SinkBox(connection))) in spec.graph.sinks.iter().zip(sinks).enumerate() {
-        let (work, queue) = mpsc::unbounded_channel();
-        let task = SinkTask::new(number, Arc::clone(&sink.name), connection, sink.gather, &shared);
-        outlets.push((work.clone(), Arc::clone(&task.stats)));
-        status.lock().sinks.push(sink_status(sink.dead_letter, &sink.name, &task.stats));
-        handles.push(SinkHandle { name: Arc::clone(&sink.name), work, task: tokio::spawn(task.run(queue)) });
-    }
-    let mut coordinator = Coordinator {
-        engine,
-        number: engine.next_pipeline(),
-        log,
-        finite,
-        sinks: handles,
-        outlet: Outlet { sinks: outlets, events: events.0, room, digest: digest.into(), generation: Generation::default() },
-        owned: BTreeMap::new(),
-        status: Arc::clone(&status),
-        events: events.1,
-        stop,
-        draining: false,
-        stopped: false,
-        ends: None,
-        heard_at: start,
-        stepping: BTreeMap::new(),
-        drain_until: None,
-        prunes: Vec::new(),
-        spec: Arc::new(spec),
-    };
-    {
-        let mut inner = status.lock();
-        (inner.state, inner.number) = (State::Running, coordinator.number);
-    }
+    let opened = input::open(engine, &spec, input, &stop).await?;
+    let mut coordinator = Coordinator::start(engine, spec, sinks, opened, (digest, Terms::default()), stop, status);
     let outcome = coordinator.work().await;
-    let closed = match outcome {
-        Ok(()) => coordinator.close().await,
-        Err(error) => Err(error),
-    };
-    coordinator.abandon().await;
-    if let Err(error) = closed {
-        let mut inner = status.lock();
-        inner.state = State::Failed;
-        inner.error = Some(error.to_string());
-        return Err(error);
-    }
-    let state = if coordinator.stopped { State::Stopped } else { State::Finished };
-    status.lock().state = state;
-    let elapsed = engine.clock.monotonic().saturating_sub(start);
-    Ok(Report { pipeline: Arc::clone(&coordinator.spec.name), state, elapsed_s: elapsed.as_secs_f64(), ledger: status.ledger() })
+    coordinator.end(outcome).await
 }
 
 fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> SinkStatus {
     SinkStatus { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
 }
 
-impl Coordinator<'_> {
-    async fn work(&mut self) -> Result<(), PipelineError> {
+impl<'a> Coordinator<'a> {
+    /// Starts the sinks' tasks; [`Self::work`] does the rest, and [`Self::end`] must follow.
+    pub(crate) fn start(
+        engine: &'a Engine,
+        spec: PipelineSpec,
+        connections: Vec<SinkBox>,
+        Opened { log, finite, receivers }: Opened,
+        (digest, terms): (&str, Terms),
+        stop: watch::Receiver<bool>,
+        status: Arc<Status>,
+    ) -> Self {
+        let start = engine.clock.monotonic();
+        let events = mpsc::unbounded_channel();
+        let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
+        let shared = SinkShared {
+            pipeline: Arc::clone(&spec.name),
+            room: Arc::clone(&room),
+            events: events.0.clone(),
+            clock: Arc::clone(&engine.clock),
+        };
+        let number = engine.next_pipeline();
+        status.begin(number, digest);
+        let (mut sinks, mut outlets) = (Vec::new(), Vec::new());
+        for (number, (sink, SinkBox(connection))) in spec.graph.sinks.iter().zip(connections).enumerate() {
+            let (work, queue) = mpsc::unbounded_channel();
+            let task = SinkTask::new(number, Arc::clone(&sink.name), connection, sink.gather, &shared);
+            outlets.push((work.clone(), Arc::clone(&task.stats)));
+            status.lock().sinks.push(sink_status(sink.dead_letter, &sink.name, &task.stats));
+            sinks.push(SinkHandle { name: Arc::clone(&sink.name), work, task: tokio::spawn(task.run(queue)) });
+        }
+        if let Some(receivers) = receivers {
+            tokio::spawn(input::tell(receivers, events.0.clone()));
+        }
+        Self {
+            engine,
+            number,
+            log,
+            finite,
+            sinks,
+            outlet: Outlet { sinks: outlets, events: events.0, room, digest: digest.into(), generation: Generation::default() },
+            owned: BTreeMap::new(),
+            status,
+            terms,
+            assigned: false,
+            events: events.1,
+            stop,
+            draining: false,
+            stopped: false,
+            ends: None,
+            started_at: start,
+            heard_at: start,
+            stepping: BTreeMap::new(),
+            drain_until: None,
+            prunes: Vec::new(),
+            spec: Arc::new(spec),
+        }
+    }
+
+    /// The orderly end after [`Self::work`]; after its failure, or when it was given up, whatever there is to let go of.
+    pub(crate) async fn end(mut self, outcome: Result<(), PipelineError>) -> Result<Report, PipelineError> {
+        let closed = match outcome {
+            Ok(()) => self.close().await,
+            Err(error) => Err(error),
+        };
+        self.abandon().await;
+        if let Err(error) = closed {
+            let mut inner = self.status.lock();
+            inner.state = State::Failed;
+            inner.error = Some(error.to_string());
+            return Err(error);
+        }
+        let state = if self.stopped { State::Stopped } else { State::Finished };
+        self.status.lock().state = state;
+        let elapsed = self.engine.clock.monotonic().saturating_sub(self.started_at);
+        Ok(Report { pipeline: Arc::clone(&self.spec.name), state, elapsed_s: elapsed.as_secs_f64(), ledger: self.status.ledger() })
+    }
+
+    /// Handles whatever happens until the pipeline is done. May be dropped, to be given up.
+    pub(crate) async fn work(&mut self) -> Result<(), PipelineError> {
         let mut checkpoints = tokio::time::interval(self.spec.checkpoint.interval.max(Duration::from_millis(10)));
         checkpoints.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         checkpoints.tick().await;
@@ -180,7 +207,7 @@ impl Coordinator<'_> {
                     Err(error) => return Err(error.into()),
                 },
                 () = tokio::time::sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
-                _ = checkpoints.tick() => self.all_progress(|_| Fact::SnapshotDue),
+                _ = checkpoints.tick(), if !self.on_trial() => self.all_progress(|_| Fact::SnapshotDue),
                 _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
                 changed = self.stop.changed(), if !self.stopped => {
                     self.stopped = changed.is_err() || *self.stop.borrow();
@@ -210,6 +237,8 @@ impl Coordinator<'_> {
                 for assignment in assignments {
                     self.assign(assignment).await?;
                 }
+                self.assigned = true;
+                self.note_trial();
                 // They may have ended before the partitions were ours, with nothing more to come.
                 self.end_after_receivers().await?;
             }
@@ -387,9 +416,26 @@ impl Coordinator<'_> {
             }
             self.progress(partition, Fact::SinkDurable { sink, mark: share.committed.mark });
         }
+        self.note_trial();
         // Output became durable: partitions that waited for room may go on.
         let waiting: Vec<u32> = self.owned.iter().filter(|(_, o)| o.queue.schedule()).map(|(p, _)| *p).collect();
         waiting.into_iter().for_each(|partition| self.send_token(partition));
+    }
+
+    /// A plan on trial makes no checkpoint. The end of its input, or being told to stop, is none of the trial's business.
+    fn on_trial(&self) -> bool {
+        self.terms.trial.as_ref().is_some_and(|trial| trial.is_open())
+    }
+
+    /// Tells the trial how far the plan is: every sink must have committed what lay before it when it was taken over, the
+    /// change of plan included.
+    fn note_trial(&self) {
+        let Some(trial) = self.terms.trial.as_ref().filter(|trial| trial.is_open()) else { return };
+        let settled = |owned: &Owned| (owned.progress.settled(), owned.taken_at);
+        let reached = |(mark, at): (Mark, Mark)| mark.next_offset >= at.next_offset && mark.next_decision >= at.next_decision;
+        let ready = self.assigned && self.owned.values().all(|owned| reached(settled(owned)));
+        let moved = self.owned.values().map(settled).any(|(mark, at)| mark.next_offset > at.next_offset);
+        trial.note(ready, moved);
     }
 
     fn begin_drain(&mut self) {
@@ -456,7 +502,11 @@ impl Coordinator<'_> {
             // A shard that is gone hosts nothing.
             let _ = shard.send(Remove { id: (self.number, *partition) }).await;
         }
-        self.sinks.iter().for_each(|sink| sink.task.abort());
+        // A sink lets go of its locks and connections when its task is gone: who comes next may need them.
+        for sink in self.sinks.drain(..) {
+            sink.task.abort();
+            let _ = tokio::time::timeout(self.engine.options.drain_deadline, sink.task).await;
+        }
         // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
         let prunes = futures::future::join_all(std::mem::take(&mut self.prunes));
         let _ = tokio::time::timeout(self.engine.options.drain_deadline, prunes).await;
