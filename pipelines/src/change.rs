@@ -206,6 +206,7 @@ fn refused(old: &Plan, new: &Plan) -> Vec<String> {
     if was != is {
         let said = |log: &Option<(&str, Vec<Value>)>| match log {
             None => "the journal".to_owned(),
+            Some((kind, names)) if names.is_empty() => (*kind).to_owned(),
             Some((kind, names)) => format!("{kind} {}", Value::from(names.clone())),
         };
         refused.push(format!(

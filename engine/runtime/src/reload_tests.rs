@@ -143,7 +143,10 @@ fn a_plan_whose_sink_fails_is_taken_back_and_nothing_is_lost_or_doubled() {
     assert!(report.ledger.balanced, "{:?}", report.ledger);
     assert_eq!(rig.outcomes(), [(Outcome::Reverted, 1)]);
     let (old, new) = (OLD.to_owned(), NEW.to_owned());
-    assert_eq!(rig.changes(0), [(AT + 8, old.clone(), new.clone()), (AT + 8, new, old)], "history knows of both changes");
+    let changes = rig.changes(0);
+    assert_eq!(changes.first(), Some(&(AT + 8, old.clone(), new.clone())));
+    // Behind what the failed plan has decided, which may be the end of the input.
+    assert_eq!(changes.last().map(|(_, from, to)| (from, to)), Some((&new, &old)), "history knows of both changes");
     let inner = rig.status.lock();
     assert_eq!((inner.state, inner.plan.digest.as_str()), (State::Finished, crate::digest::short(OLD).as_str()));
 }

@@ -63,8 +63,8 @@ impl StateShape {
         // Checkpoints from before a state said so say nothing.
         let other = self.meaning.iter().find(|(what, value)| now.meaning.get(*what) != Some(value));
         other.map(|(what, was)| match now.meaning.get(what) {
-            Some(is) => format!("its {what} was {was}, and is {is} now"),
-            None => format!("its {what} was {was}"),
+            Some(is) => format!("{what}: {was} before, {is} now"),
+            None => format!("{what}: {was} before"),
         })
     }
 }
@@ -95,7 +95,7 @@ mod tests {
         let other = StateShape { columns: columns(&["sum: Float64", "slot: UInt32"]), ..was.clone() };
         assert_eq!(says(other), "it has other columns (their order)");
         let other = StateShape { meaning: BTreeMap::from([("size".to_owned(), "5m".to_owned())]), ..was.clone() };
-        assert_eq!(says(other), "its size was 1m, and is 5m now");
+        assert_eq!(says(other), "size: 1m before, 5m now");
         let silent = StateShape { meaning: BTreeMap::new(), ..was.clone() };
         assert_eq!(silent.unfit_for(&was), None, "an older checkpoint");
     }
