@@ -13,7 +13,7 @@ use crate::publisher::{Message, publish};
 use crate::services::{self, service};
 
 const YAML: &str = "application/yaml";
-const READINGS: u64 = 40_000;
+const READINGS: u64 = 60_000;
 
 /// A fleet with a pace, windows that are open at any time, and detectors in mid-episode.
 const FLEET: &str = r#"
@@ -24,7 +24,7 @@ checkpoint: { interval: 200ms }
 sources:
   fleet:
     generator:
-      { devices: 20, seed: 11, rate: 1, speed: 100, start: "2026-01-05T00:00:00Z", count: 40000, faults: { per_device_day: 200, warm_up: 2m, recovery: 1m } }
+      { devices: 20, seed: 11, rate: 1, speed: 100, start: "2026-01-05T00:00:00Z", count: 60000, faults: { per_device_day: 200, warm_up: 2m, recovery: 1m } }
 operators:
   clean: { validate: { rules: [{ id: range, range: { min: -60, max: 300 } }] }, inputs: [fleet] }
   minute: { window: { tumbling: 1m, by: series, aggregate: { n: { count: "*" }, mean: { mean: value }, high: { max: value } } }, inputs: [clean] }
@@ -110,9 +110,10 @@ fn what_did_not_change_has_not_noticed_several_reloads_under_load() {
     let threshold = changed(&sink, &[("above: 80", "above: 60")]);
     let more = changed(&threshold, &[("sinks:\n", "sinks:\n  copy: { file: { path: copy.ndjson }, inputs: [odd] }\n")]);
     let broken = changed(&more, &[("copy.ndjson", "pipeline.yaml/copy.ndjson")]);
+    node.until("some readings", |l| l["received"].as_u64() > Some(500));
     let mut before = status(&node)["plan"]["digest"].clone();
     for (number, text) in [&sink, &threshold, &more].into_iter().enumerate() {
-        let enough = 2_000 * (number as u64 + 1);
+        let enough = 1_000 * (number as u64 + 1);
         node.until("some readings", |l| l["received"].as_u64() > Some(enough));
         let (code, answer) = put(&node, text, "");
         assert_eq!((code, &answer["outcome"]), (200, &json!("applied")), "{answer}; {}", node.stderr());
@@ -148,7 +149,7 @@ fn what_did_not_change_has_not_noticed_several_reloads_under_load() {
 
 #[test]
 fn what_would_be_lost_or_is_wrong_is_refused_before_anything_is_drained() {
-    let endless = changed(FLEET, &[(", count: 40000", ""), ("speed: 100", "speed: 20")]);
+    let endless = changed(FLEET, &[(", count: 60000", ""), ("speed: 100", "speed: 20")]);
     let job = Job::new(&endless);
     let mut node = job.start("swapped", &["--reload-trial", "60s"]);
     node.until("some readings", |l| l["received"].as_u64() > Some(200));
@@ -208,7 +209,7 @@ fn plan_compares_two_files_and_says_by_its_exit_code_what_it_takes() {
 
 #[test]
 fn a_watched_file_that_is_wrong_is_said_once_and_a_right_one_is_taken_over() {
-    let endless = changed(FLEET, &[(", count: 40000", ""), ("speed: 100", "speed: 20")]);
+    let endless = changed(FLEET, &[(", count: 60000", ""), ("speed: 100", "speed: 20")]);
     let job = Job::new(&endless);
     let mut node = job.start("swapped", &["--watch", "--reload-trial", "60s"]);
     node.until("some readings", |l| l["received"].as_u64() > Some(200));
@@ -304,7 +305,7 @@ fn held(pid: u32) -> (usize, usize) {
 
 #[test]
 fn many_reloads_leave_no_files_and_no_threads_behind() {
-    let endless = changed(FLEET, &[(", count: 40000", ""), ("seed: 11", "seed: 12")]);
+    let endless = changed(FLEET, &[(", count: 60000", ""), ("seed: 11", "seed: 12")]);
     let job = Job::new(&endless);
     let mut node = job.start("swapped", &[]);
     node.until("some readings", |l| l["received"].as_u64() > Some(500));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::Fact;
-use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent, Mark};
+use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -61,7 +61,7 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) status: Arc<Status>,
     pub(crate) terms: Terms,
     /// Partitions have been assigned, and all of them are taken over.
-    assigned: bool,
+    pub(crate) assigned: bool,
     events: mpsc::UnboundedReceiver<Event>,
     stop: watch::Receiver<bool>,
     draining: bool,
@@ -420,22 +420,6 @@ impl<'a> Coordinator<'a> {
         // Output became durable: partitions that waited for room may go on.
         let waiting: Vec<u32> = self.owned.iter().filter(|(_, o)| o.queue.schedule()).map(|(p, _)| *p).collect();
         waiting.into_iter().for_each(|partition| self.send_token(partition));
-    }
-
-    /// A plan on trial makes no checkpoint. The end of its input, or being told to stop, is none of the trial's business.
-    fn on_trial(&self) -> bool {
-        self.terms.trial.as_ref().is_some_and(|trial| trial.is_open())
-    }
-
-    /// Tells the trial how far the plan is: every sink must have committed what lay before it when it was taken over, the
-    /// change of plan included.
-    fn note_trial(&self) {
-        let Some(trial) = self.terms.trial.as_ref().filter(|trial| trial.is_open()) else { return };
-        let settled = |owned: &Owned| (owned.progress.settled(), owned.taken_at);
-        let reached = |(mark, at): (Mark, Mark)| mark.next_offset >= at.next_offset && mark.next_decision >= at.next_decision;
-        let ready = self.assigned && self.owned.values().all(|owned| reached(settled(owned)));
-        let moved = self.owned.values().map(settled).any(|(mark, at)| mark.next_offset > at.next_offset);
-        trial.note(ready, moved);
     }
 
     fn begin_drain(&mut self) {

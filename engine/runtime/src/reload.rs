@@ -5,10 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_engine_api::LogId;
+use fieldstream_engine_api::{LogId, Mark};
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
+use crate::assign::Owned;
+use crate::pipeline::Coordinator;
 use crate::spec::PipelineParts;
 
 /// Makes a plan's parts anew, to go on where an earlier run of the process stopped.
@@ -170,6 +172,24 @@ impl Trial {
         }
         self.stage.send_replace(Stage::Passed);
         Ok(())
+    }
+}
+
+impl Coordinator<'_> {
+    /// A plan on trial makes no checkpoint. The end of its input, or being told to stop, is none of the trial's business.
+    pub(crate) fn on_trial(&self) -> bool {
+        self.terms.trial.as_ref().is_some_and(|trial| trial.is_open())
+    }
+
+    /// Tells the trial how far the plan is: every sink must have committed what lay before it when it was taken over, the
+    /// change of plan included.
+    pub(crate) fn note_trial(&self) {
+        let Some(trial) = self.terms.trial.as_ref().filter(|trial| trial.is_open()) else { return };
+        let settled = |owned: &Owned| (owned.progress.settled(), owned.taken_at);
+        let reached = |(mark, at): (Mark, Mark)| mark.next_offset >= at.next_offset && mark.next_decision >= at.next_decision;
+        let ready = self.assigned && self.owned.values().all(|owned| reached(settled(owned)));
+        let moved = self.owned.values().map(settled).any(|(mark, at)| mark.next_offset > at.next_offset);
+        trial.note(ready, moved);
     }
 }
 
