@@ -136,6 +136,12 @@ pub(crate) struct NodeArgs {
     /// Address of the admin server (metrics, health, pipelines); off for finite pipelines unless given, else 127.0.0.1:9600.
     #[arg(long, env = "FIELDSTREAM_ADMIN", value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
+    /// Disk that the journal may use at most, such as 20GiB; 4GiB unless given. A full journal refuses, it does not forget.
+    #[arg(long, env = "FIELDSTREAM_JOURNAL_BUDGET", value_name = "SIZE", value_parser = parse_budget)]
+    pub(crate) journal_budget: Option<u64>,
+    /// Memory of the process above which nothing new is read, such as 2GiB; none unless given.
+    #[arg(long, env = "FIELDSTREAM_MEMORY_BUDGET", value_name = "SIZE", value_parser = parse_budget)]
+    pub(crate) memory_budget: Option<u64>,
 }
 
 /// Arguments of `lint`.
@@ -162,6 +168,10 @@ impl VariableArgs {
 
 fn parse_span(text: &str) -> Result<Duration, String> {
     fieldstream_schemas::time::parse_duration(text).ok_or_else(|| "expected a duration such as 500ms, 10s or 2m".to_owned())
+}
+
+fn parse_budget(text: &str) -> Result<u64, String> {
+    fieldstream_schemas::Size::parse(text).map(|size| size.0 as u64).ok_or_else(|| "write a size such as 512MiB or 2GiB".to_owned())
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {

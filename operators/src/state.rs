@@ -39,10 +39,10 @@ impl<E: Entry> Dense<E> {
     #[inline]
     pub(crate) fn at(&mut self, slot: u32) -> &mut E {
         let index = slot as usize;
-        if index >= self.entries.len() {
-            self.make_room(index);
+        if index < self.entries.len() {
+            return &mut self.entries[index];
         }
-        &mut self.entries[index]
+        self.make_room(index)
     }
 
     /// The entry of `slot`, to look at.
@@ -58,8 +58,9 @@ impl<E: Entry> Dense<E> {
 
     #[cold]
     #[inline(never)]
-    fn make_room(&mut self, index: usize) {
+    fn make_room(&mut self, index: usize) -> &mut E {
         self.entries.resize(index + 1, E::BLANK);
+        &mut self.entries[index]
     }
 
     /// Asks for the entry of `slot`, which a later row needs.

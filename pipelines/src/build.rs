@@ -59,6 +59,7 @@ pub fn spec(plan: &Plan) -> PipelineSpec {
         checkpoint: plan.checkpoint,
         turn: plan.turn,
         max_active_devices: plan.max_active_devices,
+        max_devices_per_source: plan.max_devices_per_source,
     }
 }
 

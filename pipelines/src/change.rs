@@ -229,6 +229,7 @@ fn settings(old: &Plan, new: &Plan) -> Vec<SettingChange> {
             ("checkpoint.interval", format!("{:?}", plan.checkpoint.interval)),
             ("checkpoint.keep", plan.checkpoint.keep.to_string()),
             ("limits.active_devices", plan.max_active_devices.to_string()),
+            ("limits.devices_per_source", plan.max_devices_per_source.to_string()),
             ("turns", format!("{} rows, {:?}, at most {} rows", turn.min_rows, turn.max_wait, turn.max_rows)),
         ]
     };

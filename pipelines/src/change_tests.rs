@@ -27,7 +27,7 @@ fn plan(text: &str) -> Plan {
 }
 
 /// What `replacements` in the file change.
-fn check(replacements: &[(&str, &str)], expected: Expect) -> Change {
+fn check(replacements: &[(&str, &str)], expected: &Expect) -> Change {
     let mut text = FILE.to_owned();
     for (from, to) in replacements {
         assert!(text.contains(from), "{from}");
@@ -44,7 +44,7 @@ fn check(replacements: &[(&str, &str)], expected: Expect) -> Change {
 fn nothing_changes() {
     let same = check(
         &[("version: 1\n", "# a comment\nversion: 1\n")],
-        expect![[r#"
+        &expect![[r#"
         pipeline plant: plan OLD -> OLD
           operator minute (window) is the same
             keeps state minute/0: per device, layout 1, slot: UInt32, now: Int64, due: Int64
@@ -61,7 +61,7 @@ fn nothing_changes() {
 fn thresholds_sinks_and_settings_change_and_states_stay() {
     let change = check(
         &[("above: 40", "above: 45"), ("rows: { blackhole: {}", "rows: { stdout: {}"), ("out_of_orderness: 5s", "out_of_orderness: 10s")],
-        expect![[r#"
+        &expect![[r#"
             pipeline plant: plan OLD -> NEW
               operator minute (window) is the same
                 keeps state minute/0: per device, layout 1, slot: UInt32, now: Int64, due: Int64
@@ -79,7 +79,7 @@ fn thresholds_sinks_and_settings_change_and_states_stay() {
 fn a_window_with_other_aggregates_or_another_size_loses_what_is_open() {
     let change = check(
         &[("{ mean: { mean: value } }", "{ spread: { stddev: value } }")],
-        expect![[r#"
+        &expect![[r#"
         pipeline plant: plan OLD -> NEW
           operator minute (window) changes
             keeps state minute/0: per device, layout 1, slot: UInt32, now: Int64, due: Int64
@@ -93,7 +93,7 @@ fn a_window_with_other_aggregates_or_another_size_loses_what_is_open() {
     assert_eq!(change.losses.len(), 1);
     let change = check(
         &[("tumbling: 1m", "tumbling: 5m")],
-        expect![[r#"
+        &expect![[r#"
         pipeline plant: plan OLD -> NEW
           operator minute (window) changes
             keeps state minute/0: per device, layout 1, slot: UInt32, now: Int64, due: Int64
@@ -107,7 +107,7 @@ fn a_window_with_other_aggregates_or_another_size_loses_what_is_open() {
     assert_eq!(change.losses.len(), 1);
     let change = check(
         &[("by: series", "by: device")],
-        expect![[r#"
+        &expect![[r#"
         pipeline plant: plan OLD -> NEW
           operator minute (window) changes
             keeps state minute/0: per device, layout 1, slot: UInt32, now: Int64, due: Int64
@@ -125,7 +125,7 @@ fn a_window_with_other_aggregates_or_another_size_loses_what_is_open() {
 fn a_renamed_operator_is_a_lost_and_a_new_one() {
     let change = check(
         &[("  high: {", "  hot: {"), ("inputs: [high]", "inputs: [hot]"), ("high.rejected", "hot.rejected")],
-        expect![[r#"
+        &expect![[r#"
         pipeline plant: plan OLD -> NEW
           operator minute (window) is the same
             keeps state minute/0: per device, layout 1, slot: UInt32, now: Int64, due: Int64
@@ -146,7 +146,7 @@ fn a_renamed_operator_is_a_lost_and_a_new_one() {
 fn another_log_or_pipeline_is_refused() {
     check(
         &[("generator: {}", "file: { path: \"*.ndjson\" }"), ("pipeline: plant", "pipeline: other")],
-        expect![[r#"
+        &expect![[r#"
         pipeline other: plan OLD -> NEW
           source fleet (file) changes
           operator minute (window) is the same
@@ -160,7 +160,7 @@ fn another_log_or_pipeline_is_refused() {
     );
     let change = check(
         &[("  fleet: { generator: {} }", "  pumps: { generator: {} }"), ("[fleet]", "[pumps]"), ("fleet.rejected", "pumps.rejected")],
-        expect![[r#"
+        &expect![[r#"
             pipeline plant: plan OLD -> NEW
               source pumps (generator) is new
               source fleet (generator) is gone

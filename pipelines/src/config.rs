@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fieldstream_runtime::spec::{CheckpointSpec, Gather};
+pub use fieldstream_schemas::Size;
 use fieldstream_schemas::decode::DecodeConfig;
 use fieldstream_schemas::time::parse_duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -37,44 +38,6 @@ impl JsonSchema for Span {
             "description": "A length of time: a number and one of us, ms, s, m, h, d, such as `250ms` or `14d`."
         })
     }
-}
-
-/// A number of bytes: `512`, `64KiB`, `1MiB`, `2GiB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub usize);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let bytes = value.as_u64().or_else(|| parse_size(value.as_str()?)).and_then(|b| usize::try_from(b).ok());
-        bytes.map(Self).ok_or_else(|| D::Error::custom(format!("{value} is no size; write 512, 64KiB, 1MiB or 2GiB")))
-    }
-}
-
-impl JsonSchema for Size {
-    fn schema_name() -> Cow<'static, str> {
-        "Size".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": ["string", "integer"],
-            "description": "A number of bytes, such as `512`, `64KiB`, `1MiB` or `2GiB`."
-        })
-    }
-}
-
-fn parse_size(text: &str) -> Option<u64> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 /// When state and position are saved together.
@@ -130,11 +93,14 @@ pub struct LimitsConfig {
     pub active_devices: usize,
     /// Rows one turn of a partition carries at most, about. Changes no result. Default 16384.
     pub turn_rows: usize,
+    /// Different devices one receiver (MQTT, generator) may bring between two starts; readings of further ones are refused before the
+    /// journal with code `device_limit`. Default 1000000.
+    pub devices_per_source: usize,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { active_devices: 1_000_000, turn_rows: 16_384 }
+        Self { active_devices: 1_000_000, turn_rows: 16_384, devices_per_source: 1_000_000 }
     }
 }
 

@@ -6,7 +6,7 @@ use fieldstream_runtime::digest::fnv1a;
 use serde_json::{Value, json};
 
 use crate::change::{self, node_of};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedSource};
 
 /// One line `part=hash` for event time, each source, operator and sink, in plan order. The text of a part is its kind, its inputs
 /// and its options, maps in the order of the file. Options of operators are resolved, with secrets left out; those of sources
@@ -38,8 +38,9 @@ pub fn digest(plan: &Plan) -> String {
 #[must_use]
 pub fn receivers(plan: &Plan) -> String {
     let receivers = plan.sources.iter().filter(|source| !source.is_log());
-    let written = receivers.map(|s| json!([s.name, s.kind.name, plan.document.as_written(node_of(&s.options_at))]).to_string());
-    written.collect::<Vec<_>>().join("\n")
+    let written =
+        |s: &PlannedSource| json!([s.name, s.kind.name, plan.document.as_written(node_of(&s.options_at)), plan.max_devices_per_source]);
+    receivers.map(|s| written(s).to_string()).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub struct Plan {
     pub turn: TurnLimits,
     /// Active devices per partition.
     pub max_active_devices: usize,
+    /// Devices one receiver may bring before readings of further ones are refused.
+    pub max_devices_per_source: usize,
     /// Ports dropped on purpose.
     pub discarded: Vec<PortRef>,
     /// The file's own tests.
@@ -105,6 +107,7 @@ pub fn plan(document: &Document, config: &Config, catalogue: &Catalogue<'_>, mut
         turn: turn_limits(config, &operators),
         operators,
         max_active_devices: config.limits.active_devices.max(1),
+        max_devices_per_source: config.limits.devices_per_source.max(1),
         discarded,
         tests: config.tests.clone(),
         document: document.clone(),

@@ -10,6 +10,7 @@ pub mod payload;
 pub mod position;
 pub mod quality;
 pub mod records;
+mod size;
 pub mod time;
 
 pub use columns::{Readings, readings_schema};
@@ -17,3 +18,4 @@ pub use json_schema::json_schemas;
 pub use payload::{Decoded, PayloadBlock, PayloadEntry, Reject};
 pub use position::Position;
 pub use quality::{Quality, QualityScale};
+pub use size::Size;

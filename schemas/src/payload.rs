@@ -13,6 +13,11 @@ pub const CODE_PARSE: &str = "parse";
 /// Code of a reading whose time cannot be read.
 pub const CODE_TIMESTAMP: &str = "timestamp";
 
+/// Code of a payload with more bytes than the source takes.
+pub const CODE_SIZE: &str = "payload_size";
+/// Code of a payload with more readings than the source takes.
+pub const CODE_ROWS: &str = "payload_rows";
+
 /// One payload of a [`PayloadBlock`].
 #[derive(Clone, Copy, Debug)]
 pub struct PayloadEntry {

@@ -43,23 +43,26 @@ fn invalid(problems: &Problems) -> HttpResponse {
     problem(StatusCode::UNPROCESSABLE_ENTITY, "this is no pipeline that can run", &detail, json!({ "problems": list }))
 }
 
+/// Status, title and detail of a problem.
+type Refusal = (StatusCode, &'static str, &'static str);
+
 /// The body as text, or why it is not read.
-fn text<'a>(request: &HttpRequest, body: &'a web::Bytes) -> Result<&'a str, HttpResponse> {
+fn text<'a>(request: &HttpRequest, body: &'a web::Bytes) -> Result<&'a str, Refusal> {
     let kind = request.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if !YAML.contains(&kind.as_str()) {
-        return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not YAML", "send the pipeline as application/yaml", Value::Null));
+        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "not YAML", "send the pipeline as application/yaml"));
     }
-    std::str::from_utf8(body).map_err(|_| problem(StatusCode::BAD_REQUEST, "not text", "a pipeline is UTF-8 text", Value::Null))
+    std::str::from_utf8(body).map_err(|_| (StatusCode::BAD_REQUEST, "not text", "a pipeline is UTF-8 text"))
 }
 
 /// Who reaches the port from elsewhere has shown no password, and a pipeline may read any secret of this node.
-fn only_here(node: &Node) -> Result<(), HttpResponse> {
+fn only_here(node: &Node) -> Result<(), Refusal> {
     if node.admin_is_local() {
         return Ok(());
     }
     let detail = "pipelines are changed only while the admin server listens on a loopback address; change the file and use --watch";
-    Err(problem(StatusCode::FORBIDDEN, "not from elsewhere", detail, Value::Null))
+    Err((StatusCode::FORBIDDEN, "not from elsewhere", detail))
 }
 
 /// What `PUT /v1/pipelines/{id}` does.
@@ -73,7 +76,7 @@ pub(crate) async fn put(
     let Some(pipeline) = node.find(&id).cloned() else { return no_pipeline(&id) };
     let text = match only_here(&node).and_then(|()| text(&request, &body)) {
         Ok(text) => text.to_owned(),
-        Err(refused) => return refused,
+        Err((status, title, detail)) => return problem(status, title, detail, Value::Null),
     };
     // A task of its own: a client that leaves must not leave the change half-way.
     let changed = tokio::spawn(async move { pipeline.change("the request", &text, wish.accept_state_loss, false).await }).await;
@@ -112,7 +115,7 @@ pub(crate) async fn plan(node: web::Data<Node>, id: web::Path<String>, request: 
     let Some(pipeline) = node.find(&id) else { return no_pipeline(&id) };
     let text = match only_here(&node).and_then(|()| text(&request, &body)) {
         Ok(text) => text,
-        Err(refused) => return refused,
+        Err((status, title, detail)) => return problem(status, title, detail, Value::Null),
     };
     match pipeline.look("the request", text) {
         Ok((_, change)) => {

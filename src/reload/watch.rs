@@ -38,13 +38,14 @@ pub(crate) async fn watch(file: PathBuf, mut text: String, pipeline: Arc<Supervi
             continue;
         }
         text.clone_from(&now.text);
-        say(&file, &pipeline, pipeline.change(&file.display().to_string(), &text, accept_state_loss, true).await);
+        let answer = pipeline.change(&file.display().to_string(), &text, accept_state_loss, true).await;
+        say(&file, &pipeline, &answer);
     }
 }
 
-fn say(file: &Path, pipeline: &Supervised, answer: Answer) {
+fn say(file: &Path, pipeline: &Supervised, answer: &Answer) {
     let (file, name) = (file.display(), &pipeline.name);
-    match &answer {
+    match answer {
         Answer::Unchanged(_) => tracing::info!("{file} was changed, the plan of {name} was not"),
         // The supervisor has said it.
         Answer::Applied(_) | Answer::Refused(_) | Answer::Reverted(_) => {}

@@ -8,6 +8,7 @@ mod metrics;
 mod mqtt_postgres;
 mod node;
 mod oracle;
+mod overload;
 mod passivation;
 mod publisher;
 mod reference;

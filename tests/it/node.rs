@@ -44,13 +44,20 @@ pub(crate) fn free_address() -> SocketAddr {
 
 /// The body of a GET, or `None` while nobody answers with 200.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let (status, body) = ask(address, path)?;
+    (status == 200).then_some(body)
+}
+
+/// Status and body of a GET, or `None` while nobody answers.
+fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
-    head.starts_with("HTTP/1.0 200").then(|| body.to_owned()).or_else(|| head.starts_with("HTTP/1.1 200").then(|| body.to_owned()))
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
 }
 
 /// Status and answer of a request with a body.
@@ -124,8 +131,13 @@ impl Node {
         self.admin
     }
 
-    /// The number of its process.
-    pub(crate) fn pid(&self) -> u32 {
+    /// The body of an admin path whatever its status, while the server answers.
+    pub(crate) fn body(&self, path: &str) -> Option<String> {
+        ask(self.admin, path).map(|(_, body)| body)
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 

@@ -316,10 +316,10 @@ fn many_reloads_leave_no_files_and_no_threads_behind() {
         assert_eq!((code, &answer["outcome"]), (200, &json!("applied")), "{answer}; {}", node.stderr());
         // The first rounds make what is used again.
         if round == 10 {
-            first = Some(held(node.pid()));
+            first = Some(held(node.id()));
         }
     }
-    let ((files, threads), (files_then, threads_then)) = (held(node.pid()), first.expect("round 10 was there"));
+    let ((files, threads), (files_then, threads_then)) = (held(node.id()), first.expect("round 10 was there"));
     assert!(files > 0 && threads > 0, "/proc is there");
     assert!(files <= files_then + 20, "{files_then} open files became {files}");
     assert!(threads <= threads_then + 40, "{threads_then} threads became {threads}");

@@ -50,6 +50,31 @@ impl Control {
     }
 }
 
+impl Control {
+    /// Freezes `name` (its connections hang, they do not break) and gives a guard that thaws it, also when the test fails meanwhile.
+    pub(crate) fn frozen<'a>(&'a self, name: &'a str) -> Frozen<'a> {
+        self.run("pause", name);
+        Frozen { control: self, name }
+    }
+}
+
+/// A service that stands still.
+pub(crate) struct Frozen<'a> {
+    control: &'a Control,
+    name: &'a str,
+}
+
+impl Frozen<'_> {
+    pub(crate) fn thaw(self) {}
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // The test may have failed already; the next ones need the service.
+        let _ = Command::new(&self.control.0).args(["resume", self.name]).status();
+    }
+}
+
 /// A service that is stopped.
 pub(crate) struct Stopped<'a> {
     control: &'a Control,

@@ -7,11 +7,12 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, DictionaryArray, StringBuilder, UInt32Array};
+use arrow::buffer::NullBuffer;
 use arrow::datatypes::UInt32Type;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-use crate::NO_SLOT;
+use crate::{AHEAD, NO_SLOT, prefetch};
 
 /// Series of a device that are looked for in its list before the hash table is asked.
 const SHORT_LIST: usize = 4;
@@ -217,6 +218,14 @@ impl SlotDirectory {
         std::iter::successors(first, |s| Some(self.next_series[*s as usize]).filter(|n| *n != NO_SLOT))
     }
 
+    /// True when `series` is the one series of `device`.
+    #[must_use]
+    #[inline]
+    pub fn is_only_series(&self, device: u32, series: u32) -> bool {
+        let only = self.first_series.get(device as usize) == Some(&series);
+        only && self.next_series.get(series as usize) == Some(&NO_SLOT)
+    }
+
     /// Slots of all active devices.
     pub fn devices(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.device_names.len() as u32).filter(|slot| self.device_names[*slot as usize].is_some())
@@ -225,36 +234,40 @@ impl SlotDirectory {
     /// A `device_id` column for the given device slots.
     #[must_use]
     pub fn device_column(&self, devices: &[u32]) -> ArrayRef {
-        name_column(devices, |slot| self.device_name(slot))
+        let ahead = |slot: u32| prefetch(&self.device_names, slot as usize);
+        name_column(devices, ahead, |slot| slot, |slot| self.device_name(slot))
     }
 
     /// A `sensor_id` column for the given series slots; null for [`NO_SLOT`].
     #[must_use]
     pub fn sensor_column(&self, series: &[u32]) -> ArrayRef {
-        name_column(series, |slot| self.sensor_name(slot))
+        let ahead = |slot: u32| {
+            prefetch(&self.sensor_of, slot as usize);
+            prefetch(&self.device_of, slot as usize);
+        };
+        let sensor = |slot: u32| if self.device_of(slot) == NO_SLOT { NO_SLOT } else { self.sensor_of[slot as usize] };
+        name_column(series, ahead, sensor, |slot| self.sensor_name(slot))
     }
 }
 
-/// A dictionary column over `slots`; runs of one slot share an entry. [`NO_SLOT`] is null.
-fn name_column<'a>(slots: &[u32], name: impl Fn(u32) -> &'a str) -> ArrayRef {
-    let mut values = StringBuilder::new();
-    let mut entries = 0;
-    let mut last = NO_SLOT;
-    let keys: UInt32Array = slots
-        .iter()
-        .map(|slot| {
-            if *slot == NO_SLOT {
-                return None;
-            }
-            if *slot != last {
-                values.append_value(name(*slot));
-                entries += 1;
-                last = *slot;
-            }
-            Some(entries - 1)
-        })
-        .collect();
-    let column = DictionaryArray::<UInt32Type>::try_new(keys, Arc::new(values.finish()));
+/// A dictionary column over `slots`; runs of slots with one `entry` share a name. [`NO_SLOT`] is null.
+fn name_column<'a>(slots: &[u32], ahead: impl Fn(u32), entry: impl Fn(u32) -> u32, name: impl Fn(u32) -> &'a str) -> ArrayRef {
+    let mut values = StringBuilder::with_capacity(slots.len(), slots.len() * 16);
+    let mut keys = Vec::with_capacity(slots.len());
+    let (mut entries, mut last) = (0, NO_SLOT);
+    for (row, slot) in slots.iter().enumerate() {
+        if let Some(slot) = slots.get(row + AHEAD) {
+            ahead(*slot);
+        }
+        if *slot != NO_SLOT && (entries == 0 || entry(*slot) != last) {
+            values.append_value(name(*slot));
+            entries += 1;
+            last = entry(*slot);
+        }
+        keys.push(entries.max(1) - 1);
+    }
+    let nulls = slots.contains(&NO_SLOT).then(|| NullBuffer::from_iter(slots.iter().map(|slot| *slot != NO_SLOT)));
+    let column = DictionaryArray::<UInt32Type>::try_new(UInt32Array::new(keys.into(), nulls), Arc::new(values.finish()));
     Arc::new(column.unwrap_or_else(|_| unreachable!("keys count the values")))
 }
 

@@ -8,6 +8,9 @@ use crate::event::{Event, PartitionEvent};
 use crate::pipeline::Coordinator;
 use crate::queue::Work;
 
+/// The part of the node that has trouble when checkpoints cannot be stored.
+const CHECKPOINTS: &str = "checkpoints";
+
 impl Coordinator<'_> {
     /// Tells every partition's protocol a fact.
     pub(crate) fn all_progress(&mut self, fact: impl Fn(u32) -> Fact) {
@@ -107,6 +110,7 @@ impl Coordinator<'_> {
     ) -> Result<(), PipelineError> {
         match result {
             Ok(id) => {
+                self.status.trouble(CHECKPOINTS, None);
                 self.note_checkpoint(partition, at);
                 self.progress(partition, Fact::ManifestStored { id, at });
             }
@@ -137,6 +141,7 @@ impl Coordinator<'_> {
             return Err(error.into());
         }
         tracing::warn!(pipeline = %self.spec.name, partition, "checkpoint failed, the next one tries again: {error}");
+        self.status.trouble(CHECKPOINTS, Some(format!("partition {partition}: {error}")));
         self.progress(partition, Fact::StoreFailed);
         Ok(())
     }

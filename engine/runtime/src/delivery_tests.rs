@@ -266,6 +266,7 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
         // Small turns make many commits, also where a busy machine lets much input wait.
         turn: TurnLimits { min_rows: 1, max_wait: Duration::ZERO, max_rows: 20 },
         max_active_devices: 1 << 20,
+        max_devices_per_source: 1 << 20,
     };
     let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison, stop: None };
     let sink = MemorySink { service: Arc::clone(service), owned: BTreeMap::new(), dies_at, commits: 0 };

@@ -11,6 +11,7 @@ use fieldstream_journal::{Journal, JournalError, JournalOptions};
 use tokio::sync::OnceCell;
 
 use crate::clock::Clock;
+use crate::memory::{Tight, watch_budget};
 use crate::shard::Shard;
 
 /// Settings of a node. Flags and environment, not pipeline fields.
@@ -28,6 +29,8 @@ pub struct EngineOptions {
     pub drain_deadline: Duration,
     /// Sizes of the journal.
     pub journal: JournalOptions,
+    /// Resident bytes of the process above which nothing new is read; `None` for no bound.
+    pub memory_budget: Option<u64>,
 }
 
 impl EngineOptions {
@@ -42,6 +45,7 @@ impl EngineOptions {
             output_bytes: 64 << 20,
             drain_deadline: Duration::from_secs(30),
             journal: JournalOptions::default(),
+            memory_budget: None,
         }
     }
 }
@@ -52,6 +56,7 @@ pub struct Engine {
     pub(crate) shards: Vec<Addr<Shard>>,
     pub(crate) store: CheckpointStore,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tight: Tight,
     journal: OnceCell<Journal>,
     next_pipeline: AtomicU32,
     arbiters: Vec<Arbiter>,
@@ -72,7 +77,8 @@ impl Engine {
         let store = CheckpointStore::open(&options.data_dir.join("state")).await?;
         let arbiters: Vec<Arbiter> = (0..options.shards.max(1)).map(|_| Arbiter::new()).collect();
         let shards = arbiters.iter().map(|arbiter| Shard::start_in_arbiter(&arbiter.handle(), |_| Shard::default())).collect();
-        Ok(Self { options, shards, store, clock, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters })
+        let tight = watch_budget(options.memory_budget);
+        Ok(Self { options, shards, store, clock, tight, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters })
     }
 
     /// The node's journal, opened when the first receiver needs it.

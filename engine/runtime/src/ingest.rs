@@ -8,12 +8,18 @@ use fieldstream_journal::{Journal, JournalError};
 use fieldstream_schemas::decode::Decoder;
 use tokio::sync::watch;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
+use crate::memory::Tight;
+use crate::status::Status;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A full journal is tried again after this even if no room was announced: other programs may have made some.
 const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// The part of the node that has trouble when the journal is full.
+pub(crate) const JOURNAL: &str = "journal";
 
 /// One receiver on its way into the journal.
 pub(crate) struct Ingest {
@@ -23,6 +29,9 @@ pub(crate) struct Ingest {
     pub(crate) journal: Journal,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) admission: Admission,
+    pub(crate) tight: Tight,
+    pub(crate) status: Arc<Status>,
 }
 
 impl Ingest {
@@ -36,15 +45,24 @@ impl Ingest {
                     drop(stopped);
                     return Ok(());
                 }
-                received = self.receiver.next() => received,
+                received = next(&mut self.tight, &mut *self.receiver) => received,
             };
             match received {
                 Ok(Some(received)) => {
+                    if backoff > FIRST_BACKOFF {
+                        self.status.trouble(&self.source, None);
+                    }
                     backoff = FIRST_BACKOFF;
                     self.take(received).await?;
                 }
                 Ok(None) => return Ok(()),
-                Err(error) => backoff = wait_after(&self.source, error, backoff).await?,
+                Err(ReceiveError::Retry { context, cause }) => {
+                    tracing::warn!(source = %self.source, "{context}: {cause}; trying again in {backoff:?}");
+                    self.status.trouble(&self.source, Some(format!("{context}: {cause}")));
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+                Err(fatal @ ReceiveError::Fatal { .. }) => return Err(fatal.to_string()),
             }
         }
     }
@@ -53,17 +71,25 @@ impl Ingest {
         let Received { mut block, handle } = received;
         let now_us = self.clock.now_us();
         block.entries.iter_mut().for_each(|entry| entry.ingest_us = entry.ingest_us.or(Some(now_us)));
-        let decoded = self.decoder.decode(&block);
+        let decoded = self.admission.admit(self.decoder.decode(&block), &block);
+        let mut refused = false;
         loop {
             match self.journal.append(&self.source, decoded.clone(), None, now_us).await {
                 Ok(()) => break,
                 Err(full @ JournalError::Full { .. }) => {
-                    tracing::error!(source = %self.source, "{full}; the source is not acknowledged until there is room");
+                    if !std::mem::replace(&mut refused, true) {
+                        tracing::error!(source = %self.source, "{full}; the source is not acknowledged until there is room");
+                        self.status.trouble(JOURNAL, Some(format!("{full}; sources are not acknowledged until there is room")));
+                    }
                     // Either way the append is tried again.
                     let _ = tokio::time::timeout(FULL_RETRY, self.journal.wait_for_room()).await;
                 }
                 Err(error) => return Err(error.to_string()),
             }
+        }
+        if refused {
+            tracing::info!(source = %self.source, "the journal has room again");
+            self.status.trouble(JOURNAL, None);
         }
         match self.receiver.acknowledge(handle).await {
             Ok(()) => Ok(()),
@@ -77,15 +103,11 @@ impl Ingest {
     }
 }
 
-async fn wait_after(source: &str, error: ReceiveError, backoff: Duration) -> Result<Duration, String> {
-    match error {
-        ReceiveError::Retry { context, cause } => {
-            tracing::warn!(source, "{context}: {cause}; trying again in {backoff:?}");
-            tokio::time::sleep(backoff).await;
-            Ok((backoff * 2).min(MAX_BACKOFF))
-        }
-        fatal @ ReceiveError::Fatal { .. } => Err(fatal.to_string()),
-    }
+/// What the receiver has next, once there is memory for it. Safe to drop, as its parts are.
+async fn next(tight: &mut Tight, receiver: &mut dyn Receiver) -> Result<Option<Received>, ReceiveError> {
+    // The other end is dropped only where there is no budget.
+    drop(tight.wait_for(|tight| !*tight).await);
+    receiver.next().await
 }
 
 /// How the receivers of a pipeline ended.

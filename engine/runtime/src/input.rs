@@ -1,16 +1,19 @@
 //! A pipeline's input as one log: its own, or the journal behind its receivers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldstream_engine_api::{Log, Receiver};
 use fieldstream_journal::JournalError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::admission::Admission;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::ingest::{Done, Ingest, run_all};
 use crate::spec::{Input, PipelineSpec};
+use crate::status::Status;
 
 /// A log ready to be read.
 pub(crate) struct Opened {
@@ -34,6 +37,7 @@ impl Intake {
         spec: &PipelineSpec,
         receivers: Vec<(usize, Box<dyn Receiver>)>,
         stop: &watch::Receiver<bool>,
+        status: &Arc<Status>,
     ) -> Result<Self, JournalError> {
         let journal = engine.journal().await?.clone();
         // Registered before the first append: what comes from now on is held for this pipeline.
@@ -45,6 +49,9 @@ impl Intake {
             journal: journal.clone(),
             clock: Arc::clone(&engine.clock),
             stop: stop.clone(),
+            admission: Admission::new(spec.max_devices_per_source),
+            tight: engine.tight.clone(),
+            status: Arc::clone(status),
         };
         let ingests = receivers.into_iter().map(ingest).collect();
         let (done, ended) = watch::channel(None);
@@ -58,10 +65,12 @@ impl Intake {
         Ok(Opened { log, finite: false, receivers: Some(self.done.clone()) })
     }
 
-    /// Waits until receivers that were told to stop have done so: what they took is durable and acknowledged.
-    pub(crate) async fn ended(self) {
-        // A panic in a receiver has been told as its failure.
-        let _ = self.task.await;
+    /// Waits until receivers that were told to stop have done so: what they took is durable and acknowledged. One that waits for
+    /// room in a full journal is cut off after `patience`: its sender was told nothing and sends again.
+    pub(crate) async fn ended(mut self, patience: Duration) {
+        if tokio::time::timeout(patience, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
     }
 }
 
@@ -71,10 +80,16 @@ fn journal_log(journal: &fieldstream_journal::Journal, spec: &PipelineSpec) -> R
 }
 
 /// Opens `input`; receivers start to fill the journal at once.
-pub(crate) async fn open(engine: &Engine, spec: &PipelineSpec, input: Input, stop: &watch::Receiver<bool>) -> Result<Opened, JournalError> {
+pub(crate) async fn open(
+    engine: &Engine,
+    spec: &PipelineSpec,
+    input: Input,
+    stop: &watch::Receiver<bool>,
+    status: &Arc<Status>,
+) -> Result<Opened, JournalError> {
     match input {
         Input::Log { log, finite } => Ok(Opened { log, finite, receivers: None }),
-        Input::Receivers(receivers) => Intake::start(engine, spec, receivers, stop).await?.open(engine, spec).await,
+        Input::Receivers(receivers) => Intake::start(engine, spec, receivers, stop, status).await?.open(engine, spec).await,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Order and failure: shards host partitions, partitions host device actors and run the graph, sinks get rows and marks.
 
+mod admission;
 mod assign;
 mod checkpointing;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod ingress;
 pub mod input;
 pub mod ledger;
 pub mod losses;
+mod memory;
 pub mod metrics;
 pub mod partition;
 pub mod passivation;

@@ -165,6 +165,10 @@ pub fn render(pipelines: &[(&str, &Status)], engine: &Engine) -> Result<String> 
     operators(&scrape, &views)?;
     partitions(&scrape, &views, engine)?;
     sinks(&scrape, &views)?;
+    let troubles = views.iter().flat_map(|v| v.status.troubles.keys().map(|part| (vec![v.name.to_owned(), part.to_string()], 1.0)));
+    scrape.gauge("fieldstream_trouble", "1 for each part that fails at the moment and is tried again.", &["pipeline", "part"], troubles)?;
+    let tight = [(Vec::new(), f64::from(u8::from(*engine.tight.borrow())))];
+    scrape.gauge("fieldstream_memory_tight", "1 while the process is above its memory budget and reads nothing new.", &[], tight)?;
     if let Some(journal) = engine.opened_journal() {
         journal_metrics(&scrape, &journal.stats())?;
     }

@@ -1,11 +1,13 @@
 //! The coordinator of one pipeline: log events to partition queues, marks to checkpoints, and an orderly end.
 
+mod start;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::Fact;
-use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent};
+use fieldstream_engine_api::{Log, LogBatch, LogError, LogEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -14,17 +16,20 @@ use crate::decisions;
 use crate::engine::Engine;
 use crate::error::PipelineError;
 use crate::event::{DurableShare, Event, PartitionEvent};
-use crate::input::{self, Opened};
+use crate::input;
 use crate::ledger::Ledger;
-use crate::queue::{OutputRoom, Work};
+use crate::queue::Work;
 use crate::reload::Terms;
 use crate::shard::{Outlet, Ready, Remove};
-use crate::sink_task::{SinkShared, SinkStats, SinkTask, SinkWork};
-use crate::spec::{PipelineParts, PipelineSpec, SinkBox};
-use crate::status::{SinkStatus, State, Status};
+use crate::sink_task::SinkWork;
+use crate::spec::{PipelineParts, PipelineSpec};
+use crate::status::{State, Status};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// The part of the node that has trouble when the log does not answer.
+const LOG: &str = "log";
 
 /// When all receivers have ended and the journal has had nothing for so long, its rest belongs to other pipelines.
 const SILENT_END: Duration = Duration::from_secs(2);
@@ -92,74 +97,13 @@ pub async fn run(
     status: Arc<Status>,
 ) -> Result<Report, PipelineError> {
     let PipelineParts { spec, input, sinks } = parts;
-    let opened = input::open(engine, &spec, input, &stop).await?;
+    let opened = input::open(engine, &spec, input, &stop, &status).await?;
     let mut coordinator = Coordinator::start(engine, spec, sinks, opened, (digest, Terms::default()), stop, status);
     let outcome = coordinator.work().await;
     coordinator.end(outcome).await
 }
 
-fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> SinkStatus {
-    SinkStatus { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
-}
-
-impl<'a> Coordinator<'a> {
-    /// Starts the sinks' tasks; [`Self::work`] does the rest, and [`Self::end`] must follow.
-    pub(crate) fn start(
-        engine: &'a Engine,
-        spec: PipelineSpec,
-        connections: Vec<SinkBox>,
-        Opened { log, finite, receivers }: Opened,
-        (digest, terms): (&str, Terms),
-        stop: watch::Receiver<bool>,
-        status: Arc<Status>,
-    ) -> Self {
-        let start = engine.clock.monotonic();
-        let events = mpsc::unbounded_channel();
-        let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
-        let shared = SinkShared {
-            pipeline: Arc::clone(&spec.name),
-            room: Arc::clone(&room),
-            events: events.0.clone(),
-            clock: Arc::clone(&engine.clock),
-        };
-        let number = engine.next_pipeline();
-        status.begin(number, digest);
-        let (mut sinks, mut outlets) = (Vec::new(), Vec::new());
-        for (number, (sink, SinkBox(connection))) in spec.graph.sinks.iter().zip(connections).enumerate() {
-            let (work, queue) = mpsc::unbounded_channel();
-            let task = SinkTask::new(number, Arc::clone(&sink.name), connection, sink.gather, &shared);
-            outlets.push((work.clone(), Arc::clone(&task.stats)));
-            status.lock().sinks.push(sink_status(sink.dead_letter, &sink.name, &task.stats));
-            sinks.push(SinkHandle { name: Arc::clone(&sink.name), work, task: tokio::spawn(task.run(queue)) });
-        }
-        if let Some(receivers) = receivers {
-            tokio::spawn(input::tell(receivers, events.0.clone()));
-        }
-        Self {
-            engine,
-            number,
-            log,
-            finite,
-            sinks,
-            outlet: Outlet { sinks: outlets, events: events.0, room, digest: digest.into(), generation: Generation::default() },
-            owned: BTreeMap::new(),
-            status,
-            terms,
-            assigned: false,
-            events: events.1,
-            stop,
-            draining: false,
-            stopped: false,
-            ends: None,
-            started_at: start,
-            heard_at: start,
-            stepping: BTreeMap::new(),
-            drain_until: None,
-            prunes: Vec::new(),
-            spec: Arc::new(spec),
-        }
-    }
-
+impl Coordinator<'_> {
     /// The orderly end after [`Self::work`]; after its failure, or when it was given up, whatever there is to let go of.
     pub(crate) async fn end(mut self, outcome: Result<(), PipelineError>) -> Result<Report, PipelineError> {
         let closed = match outcome {
@@ -188,19 +132,24 @@ impl<'a> Coordinator<'a> {
         let mut silence = tokio::time::interval(quarter);
         silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut backoff = FIRST_BACKOFF;
+        let mut tight = self.engine.tight.clone();
         while !self.is_done() {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
             let silent_left = (self.heard_at + SILENT_END).saturating_sub(self.engine.clock.monotonic());
             let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
             tokio::select! {
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
-                polled = self.log.next(), if !self.draining && !self.input_ended() => match polled {
+                polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => match polled {
                     Ok(event) => {
+                        if backoff > FIRST_BACKOFF {
+                            self.status.trouble(LOG, None);
+                        }
                         backoff = FIRST_BACKOFF;
                         self.on_log(event).await?;
                     }
                     Err(LogError::Retry { context, cause }) => {
                         tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                        self.status.trouble(LOG, Some(format!("{context}: {cause}")));
                         tokio::time::sleep(backoff).await;
                         backoff = (backoff * 2).min(MAX_BACKOFF);
                     }
@@ -209,6 +158,8 @@ impl<'a> Coordinator<'a> {
                 () = tokio::time::sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
                 _ = checkpoints.tick(), if !self.on_trial() => self.all_progress(|_| Fact::SnapshotDue),
                 _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
+                // Without a budget the other end is gone, and this branch with it.
+                Ok(()) = tight.changed() => {}
                 changed = self.stop.changed(), if !self.stopped => {
                     self.stopped = changed.is_err() || *self.stop.borrow();
                     if self.stopped {

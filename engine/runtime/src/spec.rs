@@ -162,6 +162,8 @@ pub struct PipelineSpec {
     pub turn: TurnLimits,
     /// Active devices per partition before the quietest are passivated.
     pub max_active_devices: usize,
+    /// Devices one receiver may bring before readings of further ones are refused.
+    pub max_devices_per_source: usize,
 }
 
 /// Where a pipeline reads.

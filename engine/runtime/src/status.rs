@@ -137,6 +137,8 @@ pub struct StatusInner {
     pub checkpoints: Durations,
     /// Its plan, and how it came to it.
     pub plan: PlanStatus,
+    /// What goes wrong at the moment and is tried again, by the part of the node it is about.
+    pub troubles: BTreeMap<Arc<str>, String>,
 }
 
 /// Shared, short-locked view of a running pipeline.
@@ -158,7 +160,9 @@ impl Status {
         let before = std::mem::take(&mut *inner);
         let plan = PlanStatus { digest: short(digest), lost: BTreeSet::new(), ..before.plan };
         let (restarts, checkpoints) = (before.restarts, before.checkpoints);
-        *inner = StatusInner { number, state: State::Running, restarts, checkpoints, plan, ..StatusInner::default() };
+        // Receivers go on, and with them what they wait for; the rest is said again if it is still so.
+        let troubles = before.troubles.into_iter().filter(|(part, _)| &**part == crate::ingest::JOURNAL).collect();
+        *inner = StatusInner { number, state: State::Running, restarts, checkpoints, plan, troubles, ..StatusInner::default() };
     }
 
     /// Takes note of what became of a wish for the plan `to` (a digest; `None` where it could not be read), at `now_us`
@@ -169,6 +173,15 @@ impl Status {
         *inner.plan.reloads.entry(outcome).or_default() += 1;
         let at = fieldstream_schemas::time::format_rfc3339(now_us);
         inner.plan.last = Some(LastReload { at, from: short(from), to: to.map(short), outcome, why: why.map(str::to_owned) });
+    }
+
+    /// Says that `part` (`checkpoints`, `journal`, a source's name) has trouble, or with `None` that it works again.
+    pub fn trouble(&self, part: &str, what: Option<String>) {
+        let troubles = &mut self.lock().troubles;
+        match what {
+            Some(what) => drop(troubles.insert(part.into(), what)),
+            None => drop(troubles.remove(part)),
+        }
     }
 
     /// The account now.
@@ -199,7 +212,10 @@ impl Status {
     pub fn not_ready(&self, engine: &Engine) -> Vec<String> {
         let now = engine.clock.monotonic();
         let inner = self.lock();
-        let mut reasons = Vec::new();
+        let mut reasons: Vec<String> = inner.troubles.iter().map(|(part, what)| format!("{part}: {what}")).collect();
+        if *engine.tight.borrow() {
+            reasons.push("the process is above its memory budget, nothing new is read".to_owned());
+        }
         match inner.state {
             State::Starting => reasons.push("partitions are being taken over".to_owned()),
             State::Failed => reasons.push(inner.error.clone().unwrap_or_else(|| "failed".to_owned())),
@@ -247,7 +263,7 @@ impl Status {
         };
         let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.total(), "queued": s.stats.queued.load(Ordering::Relaxed) });
         json!({
-            "state": inner.state, "error": inner.error, "restarts": inner.restarts, "plan_changes": inner.plan_changes,
+            "state": inner.state, "error": inner.error, "restarts": inner.restarts, "plan_changes": inner.plan_changes, "troubles": inner.troubles,
             "plan": { "digest": inner.plan.digest, "lost_state": inner.plan.lost }, "last_reload": inner.plan.last,
             "partitions": inner.partitions.iter().map(partition).collect::<Vec<_>>(),
             "operators": inner.operators.iter().enumerate().map(operator).collect::<Vec<_>>(),

@@ -19,7 +19,8 @@ use crate::reload::{Blueprint, Reload, Terms, Trial, Verdict};
 use crate::spec::{Input, PipelineParts, PipelineSpec};
 use crate::status::{State, Status};
 
-/// What a drain may take beyond its deadline before the run is let go of: it may be stuck where it does not look at the clock.
+/// What a drain may take beyond its deadline, and receivers at their end, before they are let go of: they may be stuck where nobody
+/// looks at the clock.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Settings of a supervised pipeline.
@@ -77,7 +78,7 @@ struct Kept {
 impl Kept {
     async fn stop(self) {
         self.stop.send_replace(true);
-        self.intake.ended().await;
+        self.intake.ended(GRACE).await;
     }
 }
 
@@ -217,7 +218,7 @@ impl<'a> Supervisor<'a> {
             Some(kept) => kept,
             none => {
                 let (stop, stopped) = watch::channel(false);
-                let intake = Intake::start(self.engine, spec, receivers, &stopped).await?;
+                let intake = Intake::start(self.engine, spec, receivers, &stopped, &self.status).await?;
                 none.insert(Kept { receivers: Arc::clone(&plan.receivers), intake, stop })
             }
         };

@@ -126,7 +126,7 @@ impl Method for Cusum {
     const NAME: &'static str = "cusum";
 
     #[inline]
-    fn judge(&mut self, slot: u32, _ts: i64, value: f64) -> Verdict {
+    fn judge(&mut self, slot: u32, _ts: i64, value: f64) -> Option<Verdict> {
         let state = self.state.at(slot);
         if state.count < self.warmup {
             state.count += 1;
@@ -136,13 +136,13 @@ impl Method for Cusum {
             if !state.squares.is_finite() || !state.mean.is_finite() {
                 *state = Sums::BLANK;
             }
-            return Verdict::NORMAL;
+            return None;
         }
         let spread = (state.squares / f64::from(state.count - 1)).sqrt();
         if spread < 1e-9 {
             // Nothing but one value was learned: there is no scale to judge by, so learn on.
             *state = Sums::BLANK;
-            return Verdict::NORMAL;
+            return None;
         }
         let z = (value - state.mean) / spread;
         // Held at twice the limit, so that the sums come back soon after the values have.
@@ -151,7 +151,7 @@ impl Method for Cusum {
         let sum = state.high.max(state.low);
         if sum <= self.h {
             state.bad = 0;
-            return Verdict::NORMAL;
+            return None;
         }
         state.bad += 1;
         let (expected, up) = (state.mean, state.high >= state.low);
@@ -161,7 +161,7 @@ impl Method for Cusum {
         }
         let deviation = if up { sum } else { -sum };
         let limit = expected + if up { self.k } else { -self.k } * spread;
-        Verdict { level, limit, expected, spread, deviation, confidence: sum / (sum + self.h) }
+        Some(Verdict { level, limit, expected, spread, deviation, confidence: sum / (sum + self.h) })
     }
 
     #[inline]

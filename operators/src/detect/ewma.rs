@@ -96,8 +96,15 @@ pub(super) struct Ewma {
     state: Dense<Moments>,
 }
 
-/// Above this, squares keep their precision.
+/// Above this, squares keep their precision, and below its inverse they do not overflow.
 const SQUARES: f64 = 1e-200;
+
+/// True for variances between [`SQUARES`] and its inverse. Positive numbers are in the order of their bits, so one comparison does.
+#[inline(always)]
+fn can_be_squared(variance: f64) -> bool {
+    let (least, most) = (SQUARES.to_bits(), (1.0 / SQUARES).to_bits());
+    variance.to_bits().wrapping_sub(least) < most - least
+}
 
 impl Ewma {
     pub(super) fn new(options: &EwmaOptions, space: Space) -> Result<Self, ConfigErrors> {
@@ -124,16 +131,16 @@ impl Method for Ewma {
     const NAME: &'static str = "ewma";
 
     #[inline]
-    fn judge(&mut self, slot: u32, _ts: i64, value: f64) -> Verdict {
+    fn judge(&mut self, slot: u32, _ts: i64, value: f64) -> Option<Verdict> {
         let state = self.state.at(slot);
         let before = *state;
         let delta = value - before.mean;
         // Nearly every value: normal whatever the warm-up says, and far from where squares overflow.
-        if before.variance > SQUARES && before.variance < 1.0 / SQUARES && delta * delta < self.surely * before.variance {
+        if can_be_squared(before.variance) && delta * delta < self.surely * before.variance {
             state.mean = before.mean + self.alpha * delta;
             state.variance = self.keep * (before.variance + self.alpha * delta * delta);
             state.count = before.count.saturating_add(1);
-            return Verdict::NORMAL;
+            return None;
         }
         self.judge_closely(slot, value)
     }
@@ -150,11 +157,11 @@ impl Method for Ewma {
 
 impl Ewma {
     #[inline(never)]
-    fn judge_closely(&mut self, slot: u32, value: f64) -> Verdict {
+    fn judge_closely(&mut self, slot: u32, value: f64) -> Option<Verdict> {
         let state = self.state.at(slot);
         if state.count == 0 {
             *state = Moments { mean: value, variance: 0.0, count: 1 };
-            return Verdict::NORMAL;
+            return None;
         }
         let before = *state;
         let delta = value - before.mean;
@@ -166,14 +173,14 @@ impl Ewma {
             *state = Moments::BLANK;
         }
         if before.count < self.warmup || before.variance <= self.min_var {
-            return Verdict::NORMAL;
+            return None;
         }
         let spread = before.variance.sqrt();
         let deviation = delta / spread;
         if deviation.abs() <= self.z {
-            return Verdict::NORMAL;
+            return None;
         }
         let limit = before.mean + self.z.copysign(delta) * spread;
-        Verdict { level: Level::Bad, limit, expected: before.mean, spread, deviation, confidence: chebyshev(deviation) }
+        Some(Verdict { level: Level::Bad, limit, expected: before.mean, spread, deviation, confidence: chebyshev(deviation) })
     }
 }

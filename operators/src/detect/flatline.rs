@@ -85,18 +85,18 @@ impl Method for Flatline {
     const NAME: &'static str = "flatline";
 
     #[inline]
-    fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Verdict {
+    fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Option<Verdict> {
         let state = self.state.at(slot);
         if state.since == NEVER || (value - state.value).abs() > self.tolerance {
             *state = Still { since: ts, value };
-            return Verdict::NORMAL;
+            return None;
         }
         let still = ts.saturating_sub(state.since);
         if still < self.duration {
-            return Verdict::NORMAL;
+            return None;
         }
         let (deviation, limit) = (still as f64 / 1e6, self.duration as f64 / 1e6);
-        Verdict { level: Level::Bad, limit, expected: state.value, deviation, confidence: 1.0, ..Verdict::NORMAL }
+        Some(Verdict { level: Level::Bad, limit, expected: state.value, deviation, confidence: 1.0, ..Verdict::NORMAL })
     }
 
     #[inline]

@@ -126,17 +126,18 @@ impl<M: Method> Detect<M> {
             }
             let verdict = self.method.judge(*slot, *ts, *value);
             let (state, raised_ts) = match &mut self.telling {
-                Telling::Rows if matches!(verdict.level, Level::Bad | Level::Shifted) => ("row", None),
+                Telling::Rows if verdict.is_some_and(|verdict| matches!(verdict.level, Level::Bad | Level::Shifted)) => ("row", None),
                 Telling::Rows => continue,
                 Telling::Episodes { delays, state } => {
                     let episode = state.at(*slot);
-                    if episode.phase == Phase::Quiet && verdict.level != Level::Bad {
+                    if episode.phase == Phase::Quiet && verdict.is_none_or(|verdict| verdict.level != Level::Bad) {
                         continue;
                     }
-                    let Some(told) = episode.step(*delays, &verdict, *ts) else { continue };
+                    let Some(told) = episode.step(*delays, &verdict.unwrap_or(Verdict::NORMAL), *ts) else { continue };
                     (told.state, Some(told.raised_ts))
                 }
             };
+            let verdict = verdict.unwrap_or(Verdict::NORMAL);
             self.tell(batch, row, &verdict, (state, raised_ts), (*value, *ts, *slot), slots);
         }
     }

@@ -74,22 +74,22 @@ impl Method for Rate {
     const NAME: &'static str = "rate";
 
     #[inline]
-    fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Verdict {
+    fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Option<Verdict> {
         let state = self.state.at(slot);
         let before = *state;
         if ts <= before.ts {
-            return Verdict::NORMAL;
+            return None;
         }
         *state = Newest { ts, value };
         if before.ts == NEVER {
-            return Verdict::NORMAL;
+            return None;
         }
         let rate = (value - before.value) / (ts.saturating_sub(before.ts) as f64 / 1e6);
         if rate.abs() <= self.max_per_second {
-            return Verdict::NORMAL;
+            return None;
         }
         let limit = self.max_per_second.copysign(rate);
-        Verdict { level: Level::Bad, limit, expected: before.value, deviation: rate, confidence: 1.0, ..Verdict::NORMAL }
+        Some(Verdict { level: Level::Bad, limit, expected: before.value, deviation: rate, confidence: 1.0, ..Verdict::NORMAL })
     }
 
     #[inline]

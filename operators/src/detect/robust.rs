@@ -104,7 +104,7 @@ fn median(values: &mut [f64]) -> f64 {
 impl Method for Robust {
     const NAME: &'static str = "robust";
 
-    fn judge(&mut self, slot: u32, _ts: i64, value: f64) -> Verdict {
+    fn judge(&mut self, slot: u32, _ts: i64, value: f64) -> Option<Verdict> {
         self.rings.grow_to(slot as usize + 1);
         let size = self.rings.size;
         let head = &mut self.rings.heads[slot as usize];
@@ -123,12 +123,12 @@ impl Method for Robust {
                 }
                 let level = if shifted { Level::Shifted } else { Level::Bad };
                 let limit = expected + self.k.copysign(deviation) * spread;
-                return Verdict { level, limit, expected, spread, deviation, confidence: chebyshev(deviation) };
+                return Some(Verdict { level, limit, expected, spread, deviation, confidence: chebyshev(deviation) });
             }
         }
         ring[head.next as usize] = value;
         *head = Head { count: (head.count + 1).min(size as u32), next: (head.next + 1) % size as u32, bad: 0 };
-        Verdict::NORMAL
+        None
     }
 
     fn prefetch(&self, slot: u32) {

@@ -54,14 +54,14 @@ impl Method for Threshold {
     const FINITE: bool = false;
 
     #[inline]
-    fn judge(&mut self, _slot: u32, _ts: i64, value: f64) -> Verdict {
+    fn judge(&mut self, _slot: u32, _ts: i64, value: f64) -> Option<Verdict> {
         let (over, under) = (value - self.above, self.below - value);
         if over <= -self.deadband && under <= -self.deadband {
-            return Verdict::NORMAL;
+            return None;
         }
         let limit = if over > under { self.above } else { self.below };
         let level = if over > 0.0 || under > 0.0 { Level::Bad } else { Level::Between };
-        Verdict { level, limit, deviation: value - limit, confidence: 1.0, ..Verdict::NORMAL }
+        Some(Verdict { level, limit, deviation: value - limit, confidence: 1.0, ..Verdict::NORMAL })
     }
 
     #[inline(always)]

@@ -44,8 +44,8 @@ pub(super) trait Method: Send {
     /// True when infinite values cannot be judged; they are passed over then, as NaN always is.
     const FINITE: bool = true;
 
-    /// Judges a value, then learns from it. Called in row order.
-    fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Verdict;
+    /// Judges a value, then learns from it. Called in row order. `None` is normal, as nearly every value is.
+    fn judge(&mut self, slot: u32, ts: i64, value: f64) -> Option<Verdict>;
 
     /// True when nothing could be said of any of these values but that it is normal, and nothing is learned from them. NaN is not
     /// judged and does not count.

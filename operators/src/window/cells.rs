@@ -39,6 +39,8 @@ pub(super) struct Layout {
     pub(super) sketches: usize,
     /// Name and type of each cell, for snapshots.
     pub(super) columns: Vec<(String, DataType)>,
+    /// The cells of a window that was just opened, but for its times and its link.
+    blank: Vec<u64>,
 }
 
 /// What an aggregate reads.
@@ -91,6 +93,12 @@ impl Layout {
             });
             layout.inputs.push(InputCells { at, values: *values, moments, ends, sketch });
         }
+        layout.blank = vec![0; layout.stride];
+        layout.blank[FLAGS] = 1;
+        for input in layout.inputs.iter().filter(|input| input.values) {
+            layout.blank[input.at + 2] = f64::INFINITY.to_bits();
+            layout.blank[input.at + 3] = f64::NEG_INFINITY.to_bits();
+        }
         layout
     }
 
@@ -103,12 +111,9 @@ impl Layout {
     /// Writes an empty window into `cells`, keeping the link above 32 bits of the flags.
     pub(super) fn open(&self, cells: &mut [u64], sketches: &mut [Option<Box<DDSketch>>], start: i64, end: i64) {
         let link = cells[FLAGS] & !0xffff_ffff;
-        cells.fill(0);
-        (cells[START], cells[END], cells[FLAGS]) = (start as u64, end as u64, link | 1);
-        for input in self.inputs.iter().filter(|input| input.values) {
-            cells[input.at + 2] = f64::INFINITY.to_bits();
-            cells[input.at + 3] = f64::NEG_INFINITY.to_bits();
-        }
+        cells.copy_from_slice(&self.blank);
+        (cells[START], cells[END]) = (start as u64, end as u64);
+        cells[FLAGS] |= link;
         sketches.fill(None);
     }
 }

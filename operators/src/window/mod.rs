@@ -373,7 +373,7 @@ impl Operator for Window {
         let mut next = 0;
         while next < batch.len() {
             if let Some(plain) = &plain {
-                let until = self.plain_rows(plain, next);
+                let until = self.plain_rows(plain, slots, next);
                 absorbed += until - next;
                 next = until;
                 if next == batch.len() {

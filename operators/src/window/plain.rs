@@ -1,20 +1,24 @@
-//! The way of nearly every row of a tumbling window: it falls into the newest window of its slot, and nothing is due.
+//! The way of nearly every row of a tumbling window: it falls into the newest window of its slot, or is the first row of the next
+//! one, or ends the one before.
 
 use arrow::array::Array;
-use fieldstream_engine_api::{AHEAD, Keys, Space, prefetch};
+use fieldstream_engine_api::{AHEAD, Keys, SlotDirectory, Space, prefetch};
 
 use super::cells::{END, FLAGS, START};
 use super::clocks::Clock;
 use super::options::{Plan, Shape};
-use super::store::{EMITTED, OPEN};
-use super::{Inputs, Window};
+use super::store::{EMITTED, OPEN, Place};
+use super::{FARTHEST_US, Inputs, Window};
 
 /// A batch whose rows can go the short way: one input of numbers without gaps, of which count, sum, least and most are kept.
 pub(super) struct Plain<'a> {
     values: &'a [f64],
     times: &'a [i64],
+    keys: &'a Keys,
     devices: &'a [u32],
     slots: &'a [u32],
+    /// Length of a window, microseconds.
+    size: i64,
     /// The input's first cell.
     at: usize,
     /// The cell that counts rows, where somebody asks.
@@ -37,14 +41,25 @@ impl<'a> Plain<'a> {
         let (at, values) = at.filter(|_| size == every)?;
         let slots = if plan.space == Space::Series { &keys.series } else { &keys.device };
         let same = [values.len(), keys.device.len(), slots.len()].iter().all(|len| *len == times.len());
-        same.then_some(Self { values, times, devices: &keys.device, slots, at, rows_at })
+        same.then_some(Self { values, times, keys, devices: &keys.device, slots, size, at, rows_at })
     }
 }
 
 impl Window {
     /// Takes rows from number `from` on into their windows as long as they go the short way; gives the first that does not.
+    pub(super) fn plain_rows(&mut self, plain: &Plain<'_>, slots: &SlotDirectory, mut from: usize) -> usize {
+        loop {
+            from = self.inner_rows(plain, from);
+            if from == plain.times.len() || !self.turn_over(plain, from, slots) {
+                return from;
+            }
+            from += 1;
+        }
+    }
+
+    /// Takes rows that fall into the newest window of their slot while nothing is due; gives the first that does not.
     #[inline(never)]
-    pub(super) fn plain_rows(&mut self, plain: &Plain<'_>, from: usize) -> usize {
+    fn inner_rows(&mut self, plain: &Plain<'_>, from: usize) -> usize {
         let (stride, out_of_orderness) = (self.plan.layout.stride, self.plan.out_of_orderness);
         let (clocks, cells) = (self.clocks.all(), self.windows.slot_cells());
         let rows = plain.times.iter().zip(plain.values).zip(plain.devices).zip(plain.slots).enumerate().skip(from);
@@ -63,6 +78,51 @@ impl Window {
         }
         plain.times.len()
     }
+
+    /// The row after which a window of its slot is over, or the first of the next window. False: nothing was done, since more than
+    /// that slot's own window and one before it are concerned.
+    #[inline(never)]
+    fn turn_over(&mut self, plain: &Plain<'_>, number: usize, slots: &SlotDirectory) -> bool {
+        let (ts, value, device, slot) = (plain.times[number], plain.values[number], plain.devices[number], plain.slots[number]);
+        if value.is_nan() || !(-FARTHEST_US..=FARTHEST_US).contains(&ts) || self.plan.allowed_lateness > 0 {
+            return false;
+        }
+        if !(self.newest..self.newest + plain.size).contains(&ts) {
+            self.newest = ts.div_euclid(plain.size) * plain.size;
+        }
+        let (now, start) = (ts - self.plan.out_of_orderness, self.newest);
+        // A third window is open at the most.
+        let Some(before) = self.windows.one_before(slot).filter(|_| self.plan.max_open > 2) else { return false };
+        let alone = self.plan.space == Space::Device || slots.is_only_series(device, slot);
+        let Some(clock) = self.clocks.get(device).filter(|clock| alone && start + plain.size > clock.now) else { return false };
+        let own = Place::Slot(slot);
+        let newest = if self.windows.is_open(own) { start >= self.windows.start(own) } else { before.is_none() };
+        if !newest || self.windows.emitted(own) || before.is_some_and(|place| self.windows.emitted(place)) {
+            return false;
+        }
+        clock.now = clock.now.max(now);
+        if now >= clock.due {
+            clock.due = i64::MAX;
+            for place in before.into_iter().chain([own]) {
+                let end = self.windows.end(place);
+                if !self.windows.is_open(place) {
+                    continue;
+                }
+                if end <= now {
+                    self.finished.push(&self.plan, &mut self.windows, slot, device, place, plain.keys.position[number]);
+                    self.windows.remove(slot, place);
+                } else {
+                    clock.due = clock.due.min(end);
+                }
+            }
+        }
+        if !self.windows.is_open(own) || self.windows.start(own) != start {
+            self.windows.open(slot, start, start + plain.size);
+        }
+        clock.due = clock.due.min(start + plain.size);
+        add(self.windows.window(own).cells, value, plain);
+        true
+    }
 }
 
 /// Adds a value to a window if it belongs there and nothing has to be closed before.
@@ -73,13 +133,19 @@ fn take(window: &mut [u64], clock: &mut Clock, (ts, value): (i64, f64), out_of_o
         return false;
     }
     clock.now = clock.now.max(ts - out_of_orderness);
+    add(window, value, plain);
+    true
+}
+
+/// Adds a value to a window.
+#[inline(always)]
+fn add(window: &mut [u64], value: f64, plain: &Plain<'_>) {
     if let Some(rows_at) = plain.rows_at {
         window[rows_at] += 1;
     }
-    let [count, sum, min, max] = &mut window[plain.at..plain.at + 4] else { return false };
+    let [count, sum, min, max] = &mut window[plain.at..plain.at + 4] else { return };
     *count += 1;
     *sum = (f64::from_bits(*sum) + value).to_bits();
     *min = f64::from_bits(*min).min(value).to_bits();
     *max = f64::from_bits(*max).max(value).to_bits();
-    true
 }

@@ -120,6 +120,19 @@ impl Windows {
         prefetch(&self.slots.cells, first + self.layout.stride - 1);
     }
 
+    /// The window linked behind the slot's own: `Some(None)` when there is none, `None` when there are several.
+    #[inline]
+    pub(super) fn one_before(&self, slot: u32) -> Option<Option<Place>> {
+        let before = link(self.slots.cells.get(slot as usize * self.layout.stride + FLAGS).copied()?);
+        let several = before.is_some_and(|place| link(self.cells(place)[FLAGS]).is_some());
+        (!several).then_some(before)
+    }
+
+    /// True when there is a window at `place`.
+    pub(super) fn is_open(&self, place: Place) -> bool {
+        self.cells(place)[FLAGS] & OPEN != 0
+    }
+
     /// All windows of a slot.
     pub(super) fn places(&self, slot: u32) -> impl Iterator<Item = Place> + '_ {
         std::iter::successors(Some(Place::Slot(slot)), |place| link(self.cells(*place)[FLAGS]))

@@ -1,7 +1,7 @@
 //! Pictures and laws of `window`.
 
 use expect_test::{Expect, expect};
-use fieldstream_engine_api::{Operator, TickTime};
+use fieldstream_engine_api::{BuildContext, Operator, TickTime};
 use fieldstream_testkit::generate::Shape;
 use fieldstream_testkit::{Laws, Rig, context, laws, readings_edge};
 use serde_json::{Value, json};
@@ -14,6 +14,13 @@ fn window(options: &Value) -> Box<dyn Operator> {
 
 fn rig(options: &Value) -> Rig {
     Rig::new(window(options))
+}
+
+/// Nothing is kept for late rows.
+fn prompt() -> BuildContext {
+    let mut context = context();
+    context.time.allowed_lateness = std::time::Duration::ZERO;
+    context
 }
 
 fn check(rig: &mut Rig, rows: &str, expected: &Expect) {
@@ -215,6 +222,7 @@ fn mistakes_are_named() {
 #[test]
 fn tumbling_windows_obey_the_laws() {
     laws(|| window(&tumbling()), &Laws::default());
+    laws(|| build(&tumbling(), &readings_edge(), &prompt()).unwrap(), &Laws::default());
 }
 
 #[test]
@@ -247,4 +255,41 @@ fn one_open_window_of_four_aggregates_takes_at_most_80_bytes_a_series() {
     op.states().into_iter().for_each(|s| s.grow_to(100_000));
     let after: usize = op.states().iter().map(|s| s.bytes()).sum();
     assert!((after - before) / 100_000 <= 80, "{}", (after - before) / 100_000);
+}
+
+/// Rows of a few devices as a picture: time steps may run backwards, values may be missing or NaN.
+fn made_up(steps: &[(u8, bool, i8, Option<i8>)]) -> Vec<String> {
+    let mut now = 1000;
+    let row = |(device, second, step, value): &(u8, bool, i8, Option<i8>)| {
+        now += i64::from(*step);
+        // The first devices have one sensor, as the short way wants it.
+        let sensor = if *second && *device > 1 { "p" } else { "t" };
+        let value = value.map_or("NaN".to_owned(), |v| v.to_string());
+        format!("d{device} {sensor} {now} {value}")
+    };
+    steps.iter().map(row).collect()
+}
+
+proptest::proptest! {
+    /// What [`super::plain`] does for most rows is what the general way, which a deviation asks for, does for all.
+    #[test]
+    fn the_short_way_gives_what_the_general_way_gives(
+        steps in proptest::collection::vec((0_u8..4, proptest::bool::ANY, -6_i8..9, proptest::option::weighted(0.95, proptest::num::i8::ANY)), 1..120),
+        batch in 1_usize..40,
+        by in proptest::sample::select(vec!["series", "device"]),
+    ) {
+        let mut short = tumbling();
+        short["by"] = by.into();
+        let mut general = short.clone();
+        general["aggregate"]["spread"] = json!({"stddev": "value"});
+        let pick = ["device_id", "sensor_id", "ts", "window_start", "window_end", "avg", "high", "low", "n"];
+        let [short, general] = [short, general].map(|options| {
+            let mut rig = Rig::new(build(&options, &readings_edge(), &prompt()).unwrap());
+            let feed = |rows: &[String]| rig.feed(&format!("device sensor ts value\n {}", rows.join("\n "))).picture(&pick);
+            let mut seen: Vec<String> = made_up(&steps).chunks(batch).map(feed).collect();
+            seen.push(rig.end().picture(&pick));
+            seen
+        });
+        proptest::prop_assert_eq!(short, general);
+    }
 }

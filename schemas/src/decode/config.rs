@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::QualityScale;
+use crate::{QualityScale, Size};
 
 /// The `decode:` section of a source: what its payloads are, and where in them the parts of a reading lie.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +39,24 @@ pub struct DecodeConfig {
     pub delimiter: Delimiter,
     /// Format `csv` with `columns`: the payload at offset 0 of the log (a file's first line) is a header and no reading.
     pub header: bool,
+    /// What one payload may hold.
+    pub limits: PayloadLimits,
+}
+
+/// What one payload may hold. One that holds more is refused whole, before any reading of it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PayloadLimits {
+    /// Bytes; a larger payload is refused with code `payload_size`, and its dead letter holds the first 64 KiB. Default `4MiB`.
+    pub bytes: Size,
+    /// Readings; a payload with more is refused with code `payload_rows`. Default 100000.
+    pub rows: usize,
+}
+
+impl Default for PayloadLimits {
+    fn default() -> Self {
+        Self { bytes: Size(4 << 20), rows: 100_000 }
+    }
 }
 
 /// What a payload is.

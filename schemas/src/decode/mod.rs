@@ -13,7 +13,7 @@ pub(crate) mod scan;
 mod senml;
 mod time;
 
-pub use config::{DecodeConfig, Delimiter, Fields, Format, Part, QualityConfig, TimestampUnit, Unknown, ValueForm};
+pub use config::{DecodeConfig, Delimiter, Fields, Format, Part, PayloadLimits, QualityConfig, TimestampUnit, Unknown, ValueForm};
 
 use arrow::array::RecordBatch;
 
@@ -34,8 +34,12 @@ pub struct Decoder {
     reader: Reader,
     device: Option<Origin>,
     sensor: Option<Origin>,
+    limits: PayloadLimits,
     columns: Columns,
 }
+
+/// What is kept of a payload with too many bytes.
+const KEPT_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
 enum Reader {
@@ -100,42 +104,61 @@ impl Decoder {
         if config.wide && config.required.iter().any(|p| matches!(p, Part::SensorType | Part::Unit)) {
             return Err(("/required".into(), "a wide payload has no sensorType and no unit; leave them out".into()));
         }
+        if config.limits.bytes.0 == 0 || config.limits.rows == 0 {
+            return Err(("/limits".into(), "a payload must be allowed at least one byte and one reading".into()));
+        }
         let reader = Reader::new(config, device.is_some(), sensor.is_some())?;
-        Ok(Self { reader, device, sensor, columns: Columns::default() })
+        Ok(Self { reader, device, sensor, limits: config.limits, columns: Columns::default() })
     }
 
     /// Decodes all payloads of `block`. Never fails: what is no reading becomes a reject with its bytes.
     ///
     /// Every payload yields at least one row or reject, except the header of a CSV file (see `header`).
     pub fn decode(&mut self, block: &PayloadBlock) -> Decoded {
+        let (decoded, crowded) = self.pass(block, &[]);
+        // Rare: readings that are columns already cannot be taken back, so the block is decoded again without these payloads.
+        if crowded.is_empty() { decoded } else { self.pass(block, &crowded).0 }
+    }
+
+    /// Decodes `block`, refusing the entries `crowded`; gives the entries that turned out to hold too many readings.
+    fn pass(&mut self, block: &PayloadBlock, crowded: &[usize]) -> (Decoded, Vec<usize>) {
         // One check for the whole block is many times faster than one for each payload.
         let text = std::str::from_utf8(&block.data).ok();
         self.columns.reserve(block.entries.len());
         let accounts = Accounts { data: &block.data, positions: Vec::with_capacity(block.entries.len()), rejects: Vec::new(), row: 0 };
         let mut out = Output { columns: &mut self.columns, accounts };
+        let mut found = Vec::new();
         for (index, entry) in block.entries.iter().enumerate() {
             let mut payload = locate(block, entry, text);
             out.accounts.row = 0;
             let device = self.device.as_ref().map(|o| o.name(block, index)).transpose();
             let sensor = self.sensor.as_ref().map(|o| o.name(block, index)).transpose();
+            let (start, bytes) = (payload.start, payload.bytes().len());
             match (device, sensor) {
-                _ if payload.bytes().is_empty() => out.reject(&payload, Fault::Syntax("the payload is empty"), payload.start, payload.end),
-                (Err(fault), _) | (_, Err(fault)) => out.reject(&payload, fault, payload.start, payload.end),
+                _ if bytes == 0 => out.reject(&payload, Fault::Syntax("the payload is empty"), start, payload.end),
+                _ if bytes > self.limits.bytes.0 => {
+                    out.reject(&payload, Fault::Size { bytes, limit: self.limits.bytes.0 }, start, start + bytes.min(KEPT_BYTES));
+                }
+                _ if crowded.contains(&index) => out.reject(&payload, Fault::Rows { limit: self.limits.rows }, start, payload.end),
+                (Err(fault), _) | (_, Err(fault)) => out.reject(&payload, fault, start, payload.end),
                 (Ok(device), Ok(sensor)) => {
                     payload.around.device = device;
                     payload.around.sensor = sensor;
                     self.reader.payload(&payload, &mut out);
                 }
             }
+            if out.accounts.row as usize > self.limits.rows {
+                found.push(index);
+            }
         }
         let Accounts { positions, rejects, .. } = out.accounts;
         match self.columns.finish() {
-            Ok(rows) => Decoded { rows, positions, rejects },
+            Ok(rows) => (Decoded { rows, positions, rejects }, found),
             Err(error) => {
                 // The columns are equally long and their bytes checked. Should that be wrong, nothing is lost even so.
                 debug_assert!(false, "columns of a block: {error}");
                 self.columns = Columns::default();
-                refuse_all(block, positions, rejects)
+                (refuse_all(block, positions, rejects), Vec::new())
             }
         }
     }

@@ -6,7 +6,7 @@ use super::config::{DecodeConfig, Part, TimestampUnit, ValueForm};
 use super::rows::{Columns, Row, Value};
 use super::scan::Number;
 use super::time::{Times, from_number};
-use crate::payload::{CODE_PARSE, CODE_TIMESTAMP};
+use crate::payload::{CODE_PARSE, CODE_ROWS, CODE_SIZE, CODE_TIMESTAMP};
 use crate::{Quality, QualityScale};
 
 /// What a member of a payload is to a reading.
@@ -61,6 +61,10 @@ pub(super) enum Fault {
     Part(Role, &'static str),
     /// The time cannot be read; everything else can.
     Timestamp(&'static str),
+    /// The payload has more bytes than are taken.
+    Size { bytes: usize, limit: usize },
+    /// The payload has more readings than are taken.
+    Rows { limit: usize },
 }
 
 impl From<&'static str> for Fault {
@@ -74,6 +78,8 @@ impl Fault {
         match self {
             Self::Syntax(_) | Self::Part(..) => CODE_PARSE,
             Self::Timestamp(_) => CODE_TIMESTAMP,
+            Self::Size { .. } => CODE_SIZE,
+            Self::Rows { .. } => CODE_ROWS,
         }
     }
 
@@ -81,6 +87,8 @@ impl Fault {
         match self {
             Self::Syntax(message) | Self::Timestamp(message) => message.to_owned(),
             Self::Part(role, message) => format!("{} {message}", role.name()),
+            Self::Size { bytes, limit } => format!("the payload has {bytes} bytes, {limit} are allowed; the first of them are kept"),
+            Self::Rows { limit } => format!("the payload has more than {limit} readings"),
         }
     }
 }

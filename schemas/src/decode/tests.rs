@@ -232,3 +232,30 @@ fn wrong_configurations_say_where() {
     assert_eq!(wrong(r#"{"wide": true, "required": ["unit"]}"#).0, "/required");
     assert!(serde_json::from_str::<DecodeConfig>(r#"{"formats": "json"}"#).is_err());
 }
+
+#[test]
+fn a_payload_with_too_many_readings_or_bytes_is_refused_whole_and_the_others_are_taken() {
+    let reading = |value: u32| format!(r#"{{"deviceId":"d","sensorId":"s","timestamp":0,"value":{value}}}"#);
+    let several = format!("[{},{},{}]", reading(1), reading(2), reading(3));
+    let long = format!("[{}{}]", reading(4), " ".repeat(200));
+    check(
+        r#"{"limits": {"bytes": "200B", "rows": 2}}"#,
+        &[reading(0).as_bytes(), several.as_bytes(), long.as_bytes(), format!("[{},{}]", reading(5), reading(6)).as_bytes()],
+        &expect![[r#"
+            0/0 d s - 1970-01-01T00:00:00.000Z 0.0 - good
+            300/0 d s - 1970-01-01T00:00:00.000Z 5.0 - good
+            300/1 d s - 1970-01-01T00:00:00.000Z 6.0 - good
+            100/0 payload_rows: the payload has more than 2 readings | [{"deviceId":"d","sensorId":"s","timestamp":0,"value":1},{"deviceId":"d","sensorId":"s","timestamp":0,"value":2},{"deviceId":"d","sensorId":"s","timestamp":0,"value":3}]
+            200/0 payload_size: the payload has 257 bytes, 200 are allowed; the first of them are kept | [{"deviceId":"d","sensorId":"s","timestamp":0,"value":4}                                                                                                                                                                                                        ]
+        "#]],
+    );
+}
+
+#[test]
+fn of_a_payload_with_too_many_bytes_the_beginning_is_kept() {
+    let mut decoder =
+        Decoder::new(&DecodeConfig { limits: PayloadLimits { bytes: crate::Size(100_000), rows: 1 }, ..DecodeConfig::default() }).unwrap();
+    let decoded = decoder.decode(&block(&[&vec![b'x'; 100_001]], None));
+    assert_eq!((decoded.rejects.len(), decoded.rejects[0].payload.len(), decoded.rejects[0].code), (1, 64 << 10, "payload_size"));
+    assert!(decoded.rejects[0].message.contains("100001 bytes"), "{}", decoded.rejects[0].message);
+}
