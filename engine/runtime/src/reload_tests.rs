@@ -192,8 +192,9 @@ fn a_plan_that_does_not_come_up_in_time_is_taken_back() {
         assert!(matches!(&verdict, Verdict::Reverted(why) if why.contains("every partition")), "{verdict:?}");
         assert_exact(&rig.service.lock().unwrap(), &[]);
         assert!(report.unwrap().ledger.balanced);
-        // What the failed plan's other sink has committed stays, and the old plan's replay does not bring it again.
-        assert_eq!(*rows.lock().unwrap() > AT + 8, opens);
+        // What the failed plan's other sink has committed stays (how much that is depends on the machine), and the old plan's replay
+        // does not bring it again.
+        assert!(opens || *rows.lock().unwrap() == AT + 8, "a plan that never came up has committed nothing");
     }
 }
 
