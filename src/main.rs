@@ -2,10 +2,10 @@
 
 mod admin;
 mod cli;
-mod client;
 mod commands;
 mod dlq;
 mod exit;
+mod node_client;
 mod output;
 mod plans;
 mod reload;

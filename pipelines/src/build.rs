@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_engine_api::catalogue::SourceBuild;
-use fieldstream_engine_api::{BuildContext, ConnectContext, SinkInput};
+use fieldstream_engine_api::{BuildContext, ConnectContext, Shared, SinkInput};
 use fieldstream_operators::batch::BatchConfig;
 use fieldstream_runtime::spec::{GraphSpec, Input, OperatorSpec, PipelineParts, PipelineSpec, SinkBox, SinkSpec, SourceSpec};
 use fieldstream_schemas::decode::Decoder;
@@ -30,11 +30,12 @@ pub struct BuildOptions {
 /// What constructors say about options that their check let pass, at their places.
 pub fn build(plan: &Plan, options: &BuildOptions) -> Result<PipelineParts, Problems> {
     let mut problems = Vec::new();
-    let input = input(plan, options, &mut problems);
+    let shared = Shared::default();
+    let input = input(plan, options, &shared, &mut problems);
     let mut sinks = Vec::new();
     for sink in &plan.sinks {
         let inputs: Vec<SinkInput> = sink.inputs.iter().map(|(_, input)| input.clone()).collect();
-        match (sink.kind.build)(&sink.options, &inputs, &context(plan, &sink.name, options)) {
+        match (sink.kind.build)(&sink.options, &inputs, &context(plan, &sink.name, options, &shared)) {
             Ok(built) => sinks.push(SinkBox(built)),
             Err(errors) => problems.extend(plan.document.problems(Code::Options, &sink.options_at, &errors)),
         }
@@ -63,17 +64,23 @@ pub fn spec(plan: &Plan) -> PipelineSpec {
     }
 }
 
-fn context(plan: &Plan, node: &Arc<str>, options: &BuildOptions) -> ConnectContext {
+fn context(plan: &Plan, node: &Arc<str>, options: &BuildOptions, shared: &Shared) -> ConnectContext {
     // Only files end by themselves and can be read again from their beginning.
     let endless = plan.sources.iter().any(|source| source.kind.name != "file");
     let resume = options.resume || endless;
-    ConnectContext { pipeline: Arc::clone(&plan.name), node: Arc::clone(node), data_dir: options.data_dir.clone(), resume }
+    ConnectContext {
+        pipeline: Arc::clone(&plan.name),
+        node: Arc::clone(node),
+        data_dir: options.data_dir.clone(),
+        resume,
+        shared: shared.clone(),
+    }
 }
 
-fn input(plan: &Plan, options: &BuildOptions, problems: &mut Problems) -> Option<Input> {
+fn input(plan: &Plan, options: &BuildOptions, shared: &Shared, problems: &mut Problems) -> Option<Input> {
     let mut receivers = Vec::new();
     for (index, source) in plan.sources.iter().enumerate() {
-        let context = context(plan, &source.name, options);
+        let context = context(plan, &source.name, options, shared);
         match source.kind.build {
             SourceBuild::Log(build) => match build(&source.options, &context) {
                 Ok(built) => return Some(Input::Log { log: built.log, finite: built.finite }),

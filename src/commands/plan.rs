@@ -11,8 +11,8 @@ use fieldstream_pipelines::change;
 use serde_json::Value;
 
 use crate::cli::VariableArgs;
-use crate::client::{ask, encoded};
 use crate::exit::{BAD_PIPELINE, NO_SUCCESSOR, STATE_LOSS};
+use crate::node_client::{ask, encoded};
 use crate::output;
 use crate::plans::plan as read;
 
@@ -67,7 +67,7 @@ fn with_node(args: &PlanArgs, node: SocketAddr, new: &Path) -> Result<ExitCode> 
         Some(name) => name.clone(),
         None => read(new, &args.variables.environment(true))?.name.to_string(),
     };
-    let (status, body) = ask(node, "POST", &format!("/v1/pipelines/{}/plan", encoded(&name)), Some(&text))?;
+    let (status, body) = ask(node, "POST", &format!("/v1/pipelines/{}/plan", encoded(&name)), Some(("application/yaml", &text)))?;
     let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
     let some = |member: &str| answer.get(member).and_then(Value::as_array).is_some_and(|list| !list.is_empty());
     if args.json {

@@ -1,9 +1,13 @@
 //! Integration tests: the real binary on files, brokers and databases. Each test ends with a balanced ledger.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::indexing_slicing)] // a test that cannot go on says so by panicking
 
+mod chaos;
 mod fleet;
 mod golden;
+mod golden_state;
 mod kafka_alerts;
+mod kafka_exact;
+mod kafka_group;
 mod metrics;
 mod mqtt_postgres;
 mod node;
@@ -14,4 +18,6 @@ mod publisher;
 mod reference;
 mod reload;
 mod services;
+mod sim;
+mod state;
 mod topics;

@@ -12,9 +12,14 @@ use serde_json::Value;
 /// How long a test waits for what must come. Long, because a test machine may be busy; nothing waits this long when all is well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A command line that starts with the binary and inherits nothing that would change what it does.
+/// How long a node may take for what it has at hand.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A command line that starts with the binary and inherits nothing that would change what it does. A long run may use a copy of
+/// the binary, which FIELDSTREAM_TEST_BINARY names, so that a build meanwhile does not change it.
 pub(crate) fn fieldstream() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fieldstream"));
+    let copy = std::env::var_os("FIELDSTREAM_TEST_BINARY");
+    let mut command = Command::new(copy.unwrap_or_else(|| env!("CARGO_BIN_EXE_fieldstream").into()));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if ["FIELDSTREAM_", "TIMESCALE_", "KAFKA_", "MQTT_", "BATCH_"].iter().any(|prefix| name.starts_with(prefix)) {
@@ -50,26 +55,27 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
 
 /// Status and body of a GET, or `None` while nobody answers.
 fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
+    let text = exchange(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"), ANSWER)?;
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some((status, body.to_owned()))
 }
 
-/// Status and answer of a request with a body.
+/// Sends a request and reads to the end, at most for `patience`.
+fn exchange(address: SocketAddr, request: &str, patience: Duration) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// Status and answer of a request with a body; nothing from one that is killed meanwhile.
 pub(crate) fn send(address: SocketAddr, method: &str, path: &str, kind: &str, body: &str) -> (u16, Value) {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).expect("the admin server listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     let length = body.len();
     let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}");
-    stream.write_all(request.as_bytes()).expect("the admin server reads");
-    let mut text = String::new();
-    // One that is killed meanwhile answers nothing.
-    let _ = stream.read_to_string(&mut text);
+    let text = exchange(address, &request, PATIENCE).unwrap_or_default();
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return (0, Value::Null) };
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
     (status, serde_json::from_str(body).unwrap_or(Value::Null))
@@ -102,9 +108,14 @@ impl Ended {
 
 impl Node {
     /// Starts `command` (made by [`fieldstream`]: `run`, files, variables) with an admin server, its state and logs in `dir`.
-    pub(crate) fn start(mut command: Command, pipeline: &str, dir: &Path) -> Self {
+    pub(crate) fn start(command: Command, pipeline: &str, dir: &Path) -> Self {
+        Self::start_logging(command, pipeline, dir, dir)
+    }
+
+    /// Like [`Self::start`], with what it says in a folder of its own.
+    pub(crate) fn start_logging(mut command: Command, pipeline: &str, dir: &Path, logs: &Path) -> Self {
         let admin = free_address();
-        let (log, out) = (dir.join("stderr.log"), dir.join("stdout.log"));
+        let (log, out) = (logs.join("stderr.log"), logs.join("stdout.log"));
         let file = |path: &Path| File::options().create(true).append(true).open(path).expect("a log file");
         command.arg("--data-dir").arg(dir.join("state")).arg("--admin").arg(admin.to_string()).arg("--json").current_dir(dir);
         let child = command.stdin(Stdio::null()).stdout(file(&out)).stderr(file(&log)).spawn().expect("the binary runs");
@@ -134,11 +145,6 @@ impl Node {
     /// The body of an admin path whatever its status, while the server answers.
     pub(crate) fn body(&self, path: &str) -> Option<String> {
         ask(self.admin, path).map(|(_, body)| body)
-    }
-
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
     }
 
     /// The account of the pipeline, while the admin server answers.
@@ -189,15 +195,36 @@ impl Node {
 
     /// SIGTERM: it must drain, say its account and end well.
     pub(crate) fn stop(self) -> Value {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(told.success());
-        let ended = self.wait();
+        let ended = self.stop_now();
         assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
         let account = ended.account();
         assert_eq!(account["state"], "stopped", "{account}");
         assert_eq!(account["ledger"]["balanced"], true, "{account}");
         assert_eq!(account["ledger"]["in_flight"], 0, "{account}");
         account
+    }
+
+    /// SIGTERM while others go on with what it leaves: it must end well.
+    pub(crate) fn stop_unsettled(self) {
+        let ended = self.stop_now();
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    }
+
+    /// Sends a signal: `TERM`, `STOP`, `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(told.success(), "kill -{name}");
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM; gives what it left.
+    pub(crate) fn stop_now(self) -> Ended {
+        self.signal("TERM");
+        self.wait()
     }
 
     /// SIGKILL: no last words.

@@ -23,7 +23,8 @@ pub(crate) fn publish(url: &str, messages: Vec<Message>) -> Publishing {
     let (host, port) = url.trim_start_matches("mqtt://").split_once(':').expect("mqtt://host:port");
     let mut options = MqttOptions::new(format!("it-{}", uuid::Uuid::new_v4().simple()), host, port.parse().expect("a port"));
     // With a session of its own, a broker that comes back takes up where it was.
-    options.set_clean_session(false).set_inflight(50);
+    // The library refuses packets of more than 10 KiB unless told otherwise.
+    options.set_clean_session(false).set_inflight(50).set_max_packet_size(4 << 20, 4 << 20);
     let (client, mut connection) = Client::new(options, 100);
     let total = messages.len() as u64;
     let acknowledged = Arc::new(AtomicU64::new(0));

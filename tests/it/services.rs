@@ -108,12 +108,16 @@ pub(crate) struct Database {
 impl Database {
     /// Makes a database on the server that `FIELDSTREAM_TEST_POSTGRES` names.
     pub(crate) fn new(name: &str) -> Option<Self> {
-        let url = service("FIELDSTREAM_TEST_POSTGRES")?;
+        Some(Self::on(&service("FIELDSTREAM_TEST_POSTGRES")?, name))
+    }
+
+    /// Makes a database on the server of `url`.
+    pub(crate) fn on(url: &str, name: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (server, admin) = url.rsplit_once('/').expect("a database in FIELDSTREAM_TEST_POSTGRES");
         let database = Self { server: server.to_owned(), name: admin.to_owned(), runtime };
         database.ask(&format!("CREATE DATABASE {name}")).expect("the role may create databases");
-        Some(Self { name: name.to_owned(), ..database })
+        Self { name: name.to_owned(), ..database }
     }
 
     /// `postgres://user:password@host:port/database`.

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
+mod chaos;
 mod ci;
 mod scan;
 mod schema;
+mod sim;
 mod sources;
 mod table;
 mod tidy;
@@ -21,6 +23,12 @@ const HELP: &str = "usage: cargo xtask COMMAND
   walls             crate edges and `use` walls against the table in xtask/src/table.rs
   tidy              module docs, lengths of files and functions, left-overs, golden cases
   schema [--check]  writes (or compares) the published JSON schemas
+  chaos [--minutes M] [--seed N] [--report FILE]
+                    kills, stops, freezes and starves the real processes, and compares every row
+  soak --minutes M [--report FILE]
+                    an even load with reloads, in which memory and open files must stay flat
+  sim [--seed N] [--count K] [--release]
+                    simulated runs of several workers with faults, see docs/reliability/simulation.md
   ci                everything continuous integration runs, tests included
 ";
 
@@ -32,6 +40,9 @@ fn main() -> ExitCode {
         ["tidy"] => root().and_then(|root| report("tidy", tidy::check(&root))),
         ["schema"] => root().and_then(|root| schema::run(&root, false)),
         ["schema", "--check"] => root().and_then(|root| schema::run(&root, true)),
+        ["chaos", ref options @ ..] => root().and_then(|root| chaos::run(&root, "chaos", "chaos::chaos", options)),
+        ["soak", ref options @ ..] => root().and_then(|root| chaos::run(&root, "soak", "chaos::soak::soak", options)),
+        ["sim", ref options @ ..] => root().and_then(|root| sim::run(&root, options)),
         ["ci"] => root().and_then(|root| ci::run(&root)),
         _ => {
             say(HELP);

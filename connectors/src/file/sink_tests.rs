@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use fieldstream_engine_api::{
-    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Sink, SinkBatch, SinkError, SinkInput,
+    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Shared, Sink, SinkBatch, SinkError, SinkInput,
     SinkRows, Space,
 };
 use fieldstream_schemas::columns::{TS, VALUE, time_type};
@@ -32,7 +32,8 @@ fn sink(dir: &TempDir, path: &str, resume: bool) -> FileSink {
 fn sink_of(dir: &TempDir, path: &str, resume: bool, format: &str) -> FileSink {
     let inputs = [input()];
     let path = dir.path().join(path).display().to_string();
-    let context = ConnectContext { pipeline: "p".into(), node: "out".into(), data_dir: dir.path().join("data"), resume };
+    let context =
+        ConnectContext { pipeline: "p".into(), node: "out".into(), data_dir: dir.path().join("data"), resume, shared: Shared::default() };
     FileSink::new(read_options(&json!({ "path": path, "format": format }), &inputs).expect("options"), &inputs, &context)
 }
 
@@ -61,6 +62,25 @@ fn values(dir: &TempDir, file: &str) -> Vec<f64> {
     let text = fs::read_to_string(dir.path().join(file)).expect("file");
     let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("json")[VALUE].as_f64().expect("number");
     text.lines().map(row).collect()
+}
+
+#[tokio::test]
+async fn a_full_disk_is_tried_again_and_writes_nothing_twice() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut out = sink(&dir, "out.ndjson", false);
+    out.open(&key(0), Generation(1)).await.expect("open");
+    out.commit(&[batch(0, &[(0, 1.0)], 1)]).await.expect("commit");
+    // What is to replace the marks is written to a device that has no room.
+    let marks = fs::read_dir(dir.path()).expect("entries").map(|e| e.expect("entry").path()).find(|p| p.ends_with(".out.ndjson.marks"));
+    let beside = marks.expect("the marks").with_extension("marks.new");
+    std::os::unix::fs::symlink("/dev/full", &beside).expect("symlink");
+    for _ in 0..2 {
+        let refused = out.commit(&[batch(0, &[(0, 2.0)], 2)]).await;
+        assert!(matches!(refused, Err(SinkError::Retry { .. })), "{refused:?}");
+    }
+    fs::remove_file(&beside).expect("remove");
+    out.commit(&[batch(0, &[(0, 2.0)], 2)]).await.expect("commit");
+    assert_eq!(values(&dir, "out.ndjson"), [1.0, 2.0]);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use fieldstream_engine_api::{ConnectContext, Log, LogError, LogEvent, Payloads};
+use fieldstream_engine_api::{ConnectContext, Log, LogError, LogEvent, Payloads, Shared};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -23,7 +23,13 @@ impl Bench {
 
     fn log(&self, resume: bool) -> FileLog {
         let value = json!({ "path": format!("{}/p*.ndjson", self.dir.path().display()) });
-        let context = ConnectContext { pipeline: "p".into(), node: "in".into(), data_dir: self.dir.path().join("data"), resume };
+        let context = ConnectContext {
+            pipeline: "p".into(),
+            node: "in".into(),
+            data_dir: self.dir.path().join("data"),
+            resume,
+            shared: Shared::default(),
+        };
         FileLog::new(read_options(&value).expect("options"), &context)
     }
 }
@@ -143,7 +149,13 @@ async fn parquet_rows_are_readings_and_rows_without_a_device_are_rejects() {
     writer.write(&rows).expect("write");
     writer.close().expect("close");
 
-    let context = ConnectContext { pipeline: "p".into(), node: "in".into(), data_dir: dir.path().join("data"), resume: false };
+    let context = ConnectContext {
+        pipeline: "p".into(),
+        node: "in".into(),
+        data_dir: dir.path().join("data"),
+        resume: false,
+        shared: Shared::default(),
+    };
     let value = json!({ "path": dir.path(), "format": "parquet" });
     for (from, expected) in [(0, vec![(0, 1.0), (2, 3.0)]), (2, vec![(2, 3.0)])] {
         let mut log = FileLog::new(read_options(&value).expect("options"), &context);

@@ -58,6 +58,15 @@ fn fatal(context: &str, path: &Path, cause: &dyn fmt::Display) -> SinkError {
     SinkError::Fatal { context: format!("{context} {}", path.display()), cause: cause.to_string() }
 }
 
+/// A sidecar that could not be replaced. On a full disk the old one stands, and what was written behind its lengths is cut at the
+/// next try; after any other failure nobody knows what is on disk.
+fn unreplaced(path: &Path, cause: &io::Error) -> SinkError {
+    match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => retry("replace marks in", path, cause),
+        _ => fatal("replace marks in", path, cause),
+    }
+}
+
 fn committed(key: &PartitionKey, durable: Durable) -> Committed {
     Committed { partition: key.clone(), mark: durable.mark, delivered: durable.delivered, refused: 0 }
 }
@@ -108,7 +117,7 @@ impl Writer {
                 None
             }
         };
-        sidecar.store(&path).map_err(|e| fatal("replace marks in", &path, &e))?;
+        sidecar.store(&path).map_err(|e| unreplaced(&path, &e))?;
         self.owned.insert(key.clone(), (generation, durable));
         Ok(durable.map(|d| committed(key, d)))
     }
@@ -142,7 +151,7 @@ impl Writer {
                 entry.durable = Some(*durable);
             }
         }
-        sidecar.store(&path).map_err(|e| fatal("replace marks in", &path, &e))?;
+        sidecar.store(&path).map_err(|e| unreplaced(&path, &e))?;
         for (key, durable) in &done {
             if let Some((_, told)) = self.owned.get_mut(key) {
                 *told = Some(*durable);
@@ -198,7 +207,7 @@ fn clear(sidecar: &mut Sidecar, path: &Path) -> Result<(), SinkError> {
     for length in sidecar.files.values_mut() {
         *length = 0;
     }
-    sidecar.store(path).map_err(|e| fatal("replace marks in", path, &e))?;
+    sidecar.store(path).map_err(|e| unreplaced(path, &e))?;
     for file in std::mem::take(&mut sidecar.files).into_keys() {
         match fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fatal("remove", &file, &error)),
@@ -261,7 +270,7 @@ fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8
     }
     if adopted {
         // A file must be listed with its length before it grows, or a torn tail in it could not be told from rows.
-        sidecar.store(path).map_err(|e| fatal("replace marks in", path, &e))?;
+        sidecar.store(path).map_err(|e| unreplaced(path, &e))?;
     }
     for (file, bytes) in buffers {
         let length = sidecar.files.entry(file.clone()).or_default();

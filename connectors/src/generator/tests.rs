@@ -1,6 +1,6 @@
 //! The fleet as seen from outside: golden lines, labelled faults, and the receiver's pace and end.
 
-use fieldstream_engine_api::ConnectContext;
+use fieldstream_engine_api::{ConnectContext, Shared};
 use fieldstream_schemas::time::parse_rfc3339;
 
 use super::*;
@@ -22,7 +22,8 @@ fn samples(fleet: &mut Fleet, beats: usize) -> Vec<Sample> {
 }
 
 fn receiver(options: &Value) -> Box<dyn Receiver> {
-    let context = ConnectContext { pipeline: "p".into(), node: "fleet".into(), data_dir: PathBuf::new(), resume: false };
+    let context =
+        ConnectContext { pipeline: "p".into(), node: "fleet".into(), data_dir: PathBuf::new(), resume: false, shared: Shared::default() };
     build(options, &context).expect("good options")
 }
 

@@ -1,13 +1,22 @@
 //! Callbacks of the client library: what the group gives and takes, and what the library has to say.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use fieldstream_engine_api::LogEvent;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
+
+use super::membership::Membership;
+use super::outbox::Outbox;
+
+/// How long the group waits for the engine to give a partition up: for the transactions under way, and no longer for a sink
+/// that cannot commit. The group itself would wait for `max.poll.interval.ms`, and so would all its members.
+const GIVE_UP: Duration = Duration::from_secs(5);
 
 /// What the consumer group decided.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,12 +28,18 @@ pub(crate) enum Change {
 }
 
 /// The consumer's context. Callbacks run on the thread that polls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct GroupContext {
     changes: Mutex<Vec<Change>>,
+    outbox: Arc<Outbox>,
+    membership: Arc<Membership>,
 }
 
 impl GroupContext {
+    pub(crate) fn new(outbox: Arc<Outbox>, membership: Arc<Membership>) -> Self {
+        Self { changes: Mutex::default(), outbox, membership }
+    }
+
     /// Changes since the last call.
     pub(crate) fn take_changes(&self) -> Vec<Change> {
         std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
@@ -44,11 +59,21 @@ impl ClientContext for GroupContext {
 impl ConsumerContext for GroupContext {
     /// The group's decision is answered at once, but with no partition: one is taken into the assignment only when the engine
     /// seeks it, with an explicit offset. So nothing can be delivered before the seek, and no reset policy is ever asked.
+    ///
+    /// What is taken away is answered when the engine has given it up, so that nobody else begins before our last transaction has
+    /// ended; what is lost already is somebody else's, and is dropped at once.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
-        let numbers = partitions.elements().iter().map(|e| e.partition()).collect();
+        let numbers: Vec<i32> = partitions.elements().iter().map(|e| e.partition()).collect();
         let (change, answered) = if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             (Change::Assigned(numbers), consumer.incremental_assign(&TopicPartitionList::new()))
         } else {
+            numbers.iter().for_each(|number| self.outbox.take_back(*number as u32));
+            self.outbox.push(Ok(LogEvent::Revoked(numbers.iter().map(|number| *number as u32).collect())));
+            if consumer.assignment_lost() {
+                self.membership.release(&numbers);
+            } else {
+                self.membership.wait_released(&numbers, GIVE_UP);
+            }
             (Change::Revoked(numbers), release(consumer, partitions))
         };
         if let Err(error) = answered {

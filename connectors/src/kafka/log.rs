@@ -11,9 +11,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::oneshot;
 
 use super::group::GroupContext;
+use super::membership::Membership;
 use super::options::{RecordKey, Start, creation_cause};
 use super::outbox::Outbox;
-use super::reader::{Command, Reader};
+use super::reader::{Command, Reader, Source};
 
 /// What the log reads, and how.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct LogSettings {
     pub(crate) source: Arc<str>,
     pub(crate) start: Start,
     pub(crate) key: RecordKey,
+    /// Name of the member that outlives the process.
+    pub(crate) instance: Option<String>,
 }
 
 /// A Kafka topic as a log.
@@ -29,10 +32,23 @@ pub(crate) struct KafkaLog {
     config: ClientConfig,
     settings: LogSettings,
     outbox: Arc<Outbox>,
+    membership: Arc<Membership>,
     running: Option<Running>,
 }
 
+/// What a log of `topic` in the cluster called `cluster` is called.
+pub(crate) fn log_id(cluster: &str, topic: &str) -> String {
+    format!("kafka:{cluster}:{topic}")
+}
+
+/// The cluster of a Kafka log; `None` for another log.
+pub(crate) fn cluster_of(log_id: &str) -> Option<&str> {
+    // Neither a cluster's id nor a topic's name has a colon.
+    Some(log_id.strip_prefix("kafka:")?.rsplit_once(':')?.0)
+}
+
 struct Running {
+    membership: Arc<Membership>,
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -40,6 +56,7 @@ struct Running {
 impl Drop for Running {
     /// Leaves the group before the log is gone, so that a successor in this process need not wait for the session's timeout.
     fn drop(&mut self) {
+        self.membership.leave();
         drop(self.commands.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the Kafka consumer's thread panicked");
@@ -49,25 +66,28 @@ impl Drop for Running {
 
 impl KafkaLog {
     /// A log that connects when it is first used.
-    pub(crate) fn new(config: ClientConfig, settings: LogSettings) -> Self {
-        Self { config, settings, outbox: Arc::default(), running: None }
+    pub(crate) fn new(config: ClientConfig, settings: LogSettings, membership: Arc<Membership>) -> Self {
+        Self { config, settings, outbox: Arc::default(), membership, running: None }
     }
 
     fn start(&self) -> Result<Running, LogError> {
         let topic = self.settings.topic.clone();
         let context = format!("read Kafka topic {topic}");
         let fatal = |error: &rdkafka::error::KafkaError| LogError::Fatal { context: context.clone(), cause: creation_cause(error) };
-        let consumer: BaseConsumer<GroupContext> =
-            self.config.create_with_context(GroupContext::default()).map_err(|error| fatal(&error))?;
+        let callbacks = GroupContext::new(Arc::clone(&self.outbox), Arc::clone(&self.membership));
+        let consumer: BaseConsumer<GroupContext> = self.config.create_with_context(callbacks).map_err(|error| fatal(&error))?;
+        let consumer = Arc::new(consumer);
+        self.membership.enter(&consumer, &topic, self.settings.instance.as_deref());
         consumer.subscribe(&[&topic]).map_err(|error| fatal(&error))?;
         let (commands, inbox) = channel();
         let with_keys = self.settings.key == RecordKey::DeviceId;
-        let reader = Reader::new(consumer, topic, Arc::clone(&self.settings.source), with_keys, inbox, Arc::clone(&self.outbox));
+        let source = Source { topic, name: Arc::clone(&self.settings.source), with_keys };
+        let reader = Reader::new(consumer, source, inbox, Arc::clone(&self.outbox), Arc::clone(&self.membership));
         let thread = std::thread::Builder::new()
             .name("kafka-consumer".into())
             .spawn(move || reader.run())
             .map_err(|error| LogError::Fatal { context, cause: format!("no thread for the consumer: {error}") })?;
-        Ok(Running { commands: Some(commands), thread: Some(thread) })
+        Ok(Running { membership: Arc::clone(&self.membership), commands: Some(commands), thread: Some(thread) })
     }
 
     /// Sends a command; false when the consumer's thread does not run.
@@ -96,6 +116,14 @@ impl Log for KafkaLog {
         }
     }
 
+    async fn end_offset(&mut self, partition: u32) -> Result<Option<u64>, LogError> {
+        let (reply, answer) = oneshot::channel();
+        if !self.command(Command::End { partition: partition as i32, reply }) {
+            return Err(self.not_running());
+        }
+        answer.await.unwrap_or_else(|_| Err(self.not_running())).map(Some)
+    }
+
     async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
         if !self.command(Command::Seek { partition: partition as i32, offset, reply }) {
@@ -106,6 +134,11 @@ impl Log for KafkaLog {
 
     async fn acknowledge(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
         if self.command(Command::Acknowledge { partition: partition as i32, offset }) { Ok(()) } else { Err(self.not_running()) }
+    }
+
+    fn released(&mut self, partition: u32) -> bool {
+        self.membership.release(&[partition as i32]);
+        true
     }
 
     fn pause(&mut self, partition: u32, paused: bool) {

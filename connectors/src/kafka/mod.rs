@@ -5,19 +5,27 @@
 //! `kafka:<cluster id>:<topic>`, so a topic that is deleted and made again under its name is told apart only by its offsets.
 
 mod block;
+mod exactly_once;
+#[cfg(test)]
+mod exactly_once_tests;
 mod group;
 #[cfg(test)]
 mod live_tests;
 mod log;
+mod marks;
+mod membership;
 pub mod options;
 mod outbox;
 mod reader;
+mod records;
 pub mod resend;
 mod sink;
 #[cfg(test)]
 mod sink_tests;
 #[cfg(test)]
 mod tests;
+mod topics;
+mod transactions;
 
 use std::sync::Arc;
 
@@ -56,10 +64,23 @@ fn build_source(value: &Value, context: &ConnectContext) -> Built<BuiltLog> {
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
         .set("allow.auto.create.topics", "false")
+        .set("isolation.level", "read_committed")
         .set("queued.max.messages.kbytes", "32768");
-    if let Some(instance) = options.instance {
+    // How long a worker may be silent before others take its partitions over, and how soon a member learns of a rebalance.
+    for (name, value) in [("session.timeout.ms", "10000"), ("heartbeat.interval.ms", "1000")] {
+        if !options.properties.contains_key(name) {
+            config.set(name, value);
+        }
+    }
+    if let Some(instance) = &options.instance {
         config.set("group.instance.id", instance);
     }
-    let settings = LogSettings { topic: options.topic, source: Arc::clone(&context.node), start: options.start, key: options.key };
-    Ok(BuiltLog { log: Box::new(KafkaLog::new(config, settings)), finite: false })
+    let settings = LogSettings {
+        topic: options.topic,
+        source: Arc::clone(&context.node),
+        start: options.start,
+        key: options.key,
+        instance: options.instance,
+    };
+    Ok(BuiltLog { log: Box::new(KafkaLog::new(config, settings, context.shared.of())), finite: false })
 }

@@ -29,6 +29,8 @@ const RESERVED: &[(&str, &str)] = &[
     ("enable.partition.eof", ""),
     ("enable.idempotence", ""),
     ("transactional.id", ""),
+    ("transaction.timeout.ms", "timeout"),
+    ("isolation.level", ""),
     ("acks", ""),
     ("request.required.acks", ""),
     ("partitioner", ""),
@@ -201,11 +203,22 @@ fn default_linger() -> Duration {
     Duration::from_millis(5)
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(30)
+fn default_marks() -> String {
+    "fieldstream-marks".to_owned()
 }
 
-/// Options of the `kafka` sink. Records come at least once, with the same ids.
+/// How records are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// Rows and marks in one transaction: those who read with `isolation.level=read_committed` see each row once.
+    #[default]
+    ExactlyOnce,
+    /// Without transactions: after a crash rows may come again, with the same ids.
+    AtLeastOnce,
+}
+
+/// Options of the `kafka` sink.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SinkOptions {
@@ -227,16 +240,48 @@ pub struct SinkOptions {
     #[serde(default = "default_linger", deserialize_with = "duration")]
     #[schemars(with = "String")]
     pub(crate) linger: Duration,
-    /// How long a record may take before the commit is tried again. Default 30s.
-    #[serde(default = "default_timeout", deserialize_with = "duration")]
-    #[schemars(with = "String")]
-    pub(crate) timeout: Duration,
+    /// `exactly_once` (default) or `at_least_once`.
+    #[serde(default)]
+    pub(crate) delivery: Delivery,
+    /// Compacted topic for the marks of exactly-once delivery; it is made where it is missing. Default `fieldstream-marks`.
+    #[serde(default = "default_marks")]
+    pub(crate) marks: String,
+    /// Topic for rows that are too large for a record: position, size and first bytes of each. Made when it is first needed.
+    /// Default: the topic with `.rejects` behind it.
+    pub(crate) rejects: Option<String>,
+    /// How long a commit may take before it is taken back and tried again, and so how long a killed worker's transaction may hold
+    /// up those who read only what is committed. Default 8s; 30s for `at_least_once`.
+    #[serde(default, deserialize_with = "optional_duration")]
+    #[schemars(with = "Option<String>")]
+    pub(crate) timeout: Option<Duration>,
     /// TLS and SASL.
     pub(crate) security: Option<Security>,
     /// Further properties of the client library (librdkafka), such as `message.max.bytes`.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub(crate) properties: BTreeMap<String, Property>,
+}
+
+impl SinkOptions {
+    /// How long a commit may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        let default = match self.delivery {
+            Delivery::ExactlyOnce => 8,
+            Delivery::AtLeastOnce => 30,
+        };
+        self.timeout.unwrap_or(Duration::from_secs(default))
+    }
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
+    duration(input).map(Some)
+}
+
+/// What is wrong with a topic's name.
+pub(crate) fn check_topic(path: &str, topic: &str) -> Option<ConfigError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let wrong = topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) || topic == "." || topic == "..";
+    wrong.then(|| ConfigError::new(path, "a topic name is 1 to 249 letters, digits, dots, underscores and hyphens"))
 }
 
 /// Everything wrong with what source and sink have in common.
@@ -251,11 +296,7 @@ pub(crate) fn check(brokers: &[String], topic: &str, security: Option<&Security>
             errors.push(ConfigError::new(format!("/brokers/{index}"), "no broker address").hint("write host:port"));
         }
     }
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) || topic == "." || topic == ".." {
-        let message = "a topic name is 1 to 249 letters, digits, dots, underscores and hyphens";
-        errors.push(ConfigError::new("/topic", message));
-    }
+    errors.extend(check_topic("/topic", topic));
     errors.extend(security.map(check_security).unwrap_or_default());
     for (name, value) in properties {
         errors.extend(check_property(name, value));

@@ -48,6 +48,17 @@ impl Outbox {
         self.lock().items.retain(|item| !matches!(item, Item::Batch { batch, .. } if batch.partition == partition));
     }
 
+    /// The group takes a partition away. Nobody may claim it any more because of an assignment that still waits here: a later
+    /// claim counts more, and would overtake the next owner's.
+    pub(crate) fn take_back(&self, partition: u32) {
+        self.forget(partition);
+        self.lock().items.retain_mut(|item| {
+            let Item::Event(Ok(LogEvent::Assigned(assignments))) = item else { return true };
+            assignments.retain(|assignment| assignment.partition != partition);
+            !assignments.is_empty()
+        });
+    }
+
     /// Bytes that wait for an engine that could take them. What is held back for paused partitions does not count: it must
     /// not stop the others, and is little, since a paused partition is not read further.
     pub(crate) fn bytes(&self) -> usize {
@@ -74,6 +85,12 @@ impl Outbox {
         let State { items, paused } = &mut *state;
         let deliverable = |item: &Item| !matches!(item, Item::Batch { batch, .. } if paused.contains(&batch.partition));
         let index = items.iter().position(deliverable)?;
+        if let Some(Item::Event(Ok(LogEvent::Assigned(assignments)))) = items.get_mut(index)
+            && assignments.len() > 1
+        {
+            // Taking a partition over takes time, in which the next one may be taken back.
+            return Some(Ok(LogEvent::Assigned(vec![assignments.remove(0)])));
+        }
         match items.remove(index)? {
             Item::Batch { batch, .. } => Some(Ok(LogEvent::Batch(batch))),
             Item::Event(event) => Some(event),
@@ -97,7 +114,7 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use fieldstream_engine_api::Payloads;
+    use fieldstream_engine_api::{Assignment, LogId, Payloads};
     use fieldstream_schemas::PayloadBlock;
 
     use super::*;
@@ -127,6 +144,22 @@ mod tests {
         assert_eq!(offsets(&outbox), [(1, 1), (1, 2)]);
         outbox.pause(0, false);
         assert_eq!(offsets(&outbox), [(0, 1), (0, 2)]);
+    }
+
+    #[test]
+    fn assignments_come_one_by_one_unless_they_are_taken_back() {
+        let outbox = Outbox::default();
+        let assignment = |partition| Assignment { partition, log_id: LogId("l".into()), first_offset: 0, end_offset: 9 };
+        outbox.push(Ok(LogEvent::Assigned((0..3).map(assignment).collect())));
+        outbox.push(Ok(LogEvent::Assigned(vec![assignment(3)])));
+        let next = || match outbox.take()?.expect("no error") {
+            LogEvent::Assigned(assignments) => Some(assignments.into_iter().map(|a| a.partition).collect::<Vec<_>>()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(next(), Some(vec![0]));
+        outbox.take_back(1);
+        outbox.take_back(3);
+        assert_eq!((next(), next()), (Some(vec![2]), None));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 
 use super::block::{BlockBuilder, Record};
 use super::group::{Change, GroupContext};
+use super::log::log_id;
+use super::membership::Membership;
 use super::outbox::Outbox;
 
 /// Bytes that may wait for the engine before fetching stops; it goes on at half of that.
@@ -32,6 +34,7 @@ const RUN: u32 = 256;
 pub(crate) enum Command {
     Seek { partition: i32, offset: u64, reply: oneshot::Sender<Result<(), LogError>> },
     Acknowledge { partition: i32, offset: u64 },
+    End { partition: i32, reply: oneshot::Sender<Result<u64, LogError>> },
     Pause { partition: i32, paused: bool },
 }
 
@@ -42,16 +45,28 @@ struct Partition {
     block: BlockBuilder,
     /// The engine's queue is full.
     paused: bool,
+    /// Last offset acknowledged.
+    acknowledged: Option<u64>,
+}
+
+/// What is read.
+pub(crate) struct Source {
+    pub(crate) topic: String,
+    /// Name of the source in its pipeline.
+    pub(crate) name: Arc<str>,
+    /// Record keys are passed on.
+    pub(crate) with_keys: bool,
 }
 
 /// State of the thread.
 pub(crate) struct Reader {
-    pub(crate) consumer: BaseConsumer<GroupContext>,
-    pub(crate) topic: String,
-    pub(crate) source: Arc<str>,
-    pub(crate) with_keys: bool,
-    pub(crate) commands: Receiver<Command>,
-    pub(crate) outbox: Arc<Outbox>,
+    consumer: Arc<BaseConsumer<GroupContext>>,
+    topic: String,
+    source: Arc<str>,
+    with_keys: bool,
+    commands: Receiver<Command>,
+    outbox: Arc<Outbox>,
+    membership: Arc<Membership>,
     state: State,
 }
 
@@ -74,14 +89,14 @@ struct State {
 
 impl Reader {
     pub(crate) fn new(
-        consumer: BaseConsumer<GroupContext>,
-        topic: String,
-        source: Arc<str>,
-        with_keys: bool,
+        consumer: Arc<BaseConsumer<GroupContext>>,
+        source: Source,
         commands: Receiver<Command>,
         outbox: Arc<Outbox>,
+        membership: Arc<Membership>,
     ) -> Self {
-        Self { consumer, topic, source, with_keys, commands, outbox, state: State::default() }
+        let Source { topic, name: source, with_keys } = source;
+        Self { consumer, topic, source, with_keys, commands, outbox, membership, state: State::default() }
     }
 
     /// Runs until the other end of the commands is dropped.
@@ -146,11 +161,7 @@ impl Reader {
                     self.state.partitions.remove(number);
                     self.outbox.forget(*number as u32);
                 }
-                let (unknown, known): (Vec<i32>, Vec<i32>) = numbers.iter().partition(|n| self.state.unknown.contains(n));
-                self.state.unknown.retain(|n| !unknown.contains(n));
-                if !known.is_empty() {
-                    self.outbox.push(Ok(LogEvent::Revoked(known.into_iter().map(|n| n as u32).collect())));
-                }
+                self.state.unknown.retain(|n| !numbers.contains(n));
             }
         }
     }
@@ -165,7 +176,7 @@ impl Reader {
             self.state.cluster = self.consumer.client().fetch_cluster_id(QUESTION);
         }
         let Some(cluster) = &self.state.cluster else { return };
-        let log_id = LogId(format!("kafka:{cluster}:{}", self.topic).into());
+        let log_id = LogId(log_id(cluster, &self.topic).into());
         let mut known = Vec::new();
         let mut unknown = Vec::new();
         for number in std::mem::take(&mut self.state.unknown) {
@@ -199,9 +210,16 @@ impl Reader {
                     }
                 }
                 Ok(Command::Acknowledge { partition, offset }) => {
-                    let owned = self.state.partitions.contains_key(&partition);
-                    if owned && commits.add_partition_offset(&self.topic, partition, Offset::Offset(offset as i64)).is_err() {
+                    let Some(owned) = self.state.partitions.get_mut(&partition) else { continue };
+                    owned.acknowledged = Some(offset);
+                    self.membership.note(partition, offset);
+                    if commits.add_partition_offset(&self.topic, partition, Offset::Offset(offset as i64)).is_err() {
                         tracing::debug!(partition, offset, "no group offset");
+                    }
+                }
+                Ok(Command::End { partition, reply }) => {
+                    if reply.send(self.end(partition)).is_err() {
+                        tracing::debug!(partition, "nobody waits for the end any more");
                     }
                 }
                 Ok(Command::Pause { partition, paused }) => self.pause(partition, paused),
@@ -223,11 +241,21 @@ impl Reader {
         list
     }
 
+    /// First offset after the end of a partition.
+    fn end(&self, number: i32) -> Result<u64, LogError> {
+        let known = self.consumer.client().fetch_watermarks(&self.topic, number, QUESTION);
+        let context = || format!("find the end of partition {number} of Kafka topic {}", self.topic);
+        known.map(|(_, high)| high.max(0) as u64).map_err(|error| LogError::Retry { context: context(), cause: error.to_string() })
+    }
+
     fn seek(&mut self, number: i32, offset: u64) -> Result<(), LogError> {
         let context = || format!("read partition {number} of Kafka topic {} from offset {offset}", self.topic);
         let retry = |cause: String| LogError::Retry { context: context(), cause };
-        let Some(read) = self.state.partitions.get(&number).map(|p| p.next.is_some()) else {
-            return Err(retry("the partition is not ours now".into()));
+        let (read, acknowledged) = match self.state.partitions.get(&number) {
+            // An answer to the group would make the library forget that the group has thrown us out.
+            Some(partition) if !self.consumer.assignment_lost() => (partition.next.is_some(), partition.acknowledged),
+            // It is no longer ours: its revocation is on its way to the engine.
+            _ => return Ok(()),
         };
         let (low, high) =
             self.consumer.client().fetch_watermarks(&self.topic, number, QUESTION).map_err(|error| retry(error.to_string()))?;
@@ -241,7 +269,8 @@ impl Reader {
         self.consumer.incremental_assign(&list).map_err(|error| retry(error.to_string()))?;
         self.outbox.forget(number as u32);
         let paused = self.state.partitions.get(&number).is_some_and(|p| p.paused);
-        self.state.partitions.insert(number, Partition { next: Some(offset), block: BlockBuilder::default(), paused });
+        self.state.partitions.insert(number, Partition { next: Some(offset), block: BlockBuilder::default(), paused, acknowledged });
+        self.membership.hold(number, acknowledged.unwrap_or(offset));
         if paused || self.state.stalled {
             self.fetch(number, false);
         }

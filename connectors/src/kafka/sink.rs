@@ -1,8 +1,8 @@
-//! The Kafka sink: an idempotent producer; a commit is done when every record of it is acknowledged by all replicas.
+//! The Kafka sink: its options, and the plain one: an idempotent producer whose commit is done when every record of it is
+//! acknowledged by all replicas.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,33 +10,39 @@ use fieldstream_engine_api::{
     Built, Committed, ConfigError, ConnectContext, Generation, Guarantee, PartitionKey, Sink, SinkBatch, SinkError, SinkInput, SinkKind,
 };
 use fieldstream_schemas::columns::DEVICE_ID;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientConfig, ClientContext};
+use rdkafka::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::producer::Producer as _;
 use serde_json::Value;
-use tokio::sync::Notify;
 
-use super::options::{self, Compression, Envelope, SinkOptions, creation_cause};
+use super::exactly_once::{ExactlyOnce, Settings};
+use super::options::{self, Compression, Delivery, Envelope, SinkOptions, creation_cause};
+use super::records::{Callbacks, Deliveries, Outgoing, Producer, Records, Refused, send};
+use super::topics::{self, TopicError};
+use super::transactions::{blocking, delivery_error};
 use crate::options::parse;
-use crate::rows::{Form, RowWriter, check_form, text_at};
+use crate::rows::{Form, RowWriter, check_form};
 use crate::tally::counted;
 
-/// How often room in the producer's queue is looked for when a delivery has not made some.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What the deliveries may take longer than their own timeout before the producer is given up.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// The `kafka` sink.
 pub const SINK: SinkKind = SinkKind {
     name: "kafka",
-    about: "Publishes rows to a Kafka topic, keyed by device; at least once, with deterministic ids",
+    about: "Publishes rows to a Kafka topic, keyed by device; exactly once by transactions, or at least once with deterministic ids",
     schema: || schemars::schema_for!(SinkOptions).to_value(),
-    check: |value, inputs| sink_options(value, inputs).map(|_| Guarantee::AtLeastOnce),
+    check: |value, inputs| sink_options(value, inputs).map(|options| guarantee(options.delivery)),
     place: |_| None,
     build,
 };
+
+fn guarantee(delivery: Delivery) -> Guarantee {
+    match delivery {
+        Delivery::ExactlyOnce => Guarantee::ExactlyOnce,
+        Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
+    }
+}
 
 fn form(envelope: Envelope) -> Form {
     match envelope {
@@ -54,10 +60,14 @@ fn sink_options(value: &Value, inputs: &[SinkInput]) -> Built<SinkOptions> {
             errors.push(ConfigError::new("/key", format!("`{}` has no column `{key}`", input.name)));
         }
     }
-    if options.timeout < Duration::from_secs(1) {
+    let timeout = options.timeout();
+    if timeout < Duration::from_secs(1) {
         errors.push(ConfigError::new("/timeout", "must be at least 1s"));
     }
-    if options.linger >= options.timeout {
+    for (path, topic) in [("/marks", Some(&options.marks)), ("/rejects", options.rejects.as_ref())] {
+        errors.extend(topic.and_then(|topic| options::check_topic(path, topic)));
+    }
+    if options.linger >= timeout {
         errors.push(ConfigError::new("/linger", "must be less than `timeout`"));
     }
     errors.extend(check_form(form(options.envelope), inputs));
@@ -74,117 +84,61 @@ fn build(value: &Value, inputs: &[SinkInput], context: &ConnectContext) -> Built
         Compression::Lz4 => "lz4",
         Compression::Zstd => "zstd",
     };
+    let client = config.clone();
+    let timeout = options.timeout();
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("compression.type", compression)
         .set("linger.ms", options.linger.as_millis().to_string())
-        .set("message.timeout.ms", options.timeout.as_millis().to_string())
-        .set("allow.auto.create.topics", "false");
-    Ok(Box::new(KafkaSink {
-        writer: RowWriter::new(form(options.envelope), inputs, &context.pipeline),
-        key: options.key.unwrap_or_else(|| DEVICE_ID.to_owned()),
-        config,
+        .set("message.timeout.ms", timeout.as_millis().to_string())
+        .set("allow.auto.create.topics", "false")
+        // A topic that is not there after so long is missing; the library would wait for half a minute.
+        .set("topic.metadata.propagation.max.ms", "5000");
+    let rejects = options.rejects.unwrap_or_else(|| format!("{}.rejects", options.topic));
+    let records = Records {
         topic: options.topic,
-        timeout: options.timeout,
-        producer: None,
-        delivered: BTreeMap::new(),
-        refused: BTreeMap::new(),
-    }))
-}
-
-/// Deliveries of one commit that are on their way.
-#[derive(Debug, Default)]
-struct Deliveries {
-    outstanding: AtomicUsize,
-    failed: Mutex<Option<Code>>,
-    changed: Notify,
-}
-
-impl Deliveries {
-    fn fail(&self, error: &KafkaError) {
-        let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(code);
+        key: options.key.unwrap_or_else(|| DEVICE_ID.to_owned()),
+        writer: RowWriter::new(form(options.envelope), inputs, &context.pipeline),
+    };
+    if options.delivery == Delivery::AtLeastOnce {
+        let (producer, delivered, refused) = (None, BTreeMap::new(), BTreeMap::new());
+        return Ok(Box::new(KafkaSink { client, config, records, rejects, timeout, producer, delivered, refused }));
     }
-
-    fn failure(&self) -> Option<Code> {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settle(&self) {
-        self.outstanding.fetch_sub(1, Ordering::AcqRel);
-        self.changed.notify_one();
-    }
-
-    async fn all(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.outstanding.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Callbacks {
-    /// The library's last complaint, which says more than the code of a failed delivery.
-    complaint: Mutex<Option<String>>,
-}
-
-impl ClientContext for Callbacks {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, "{reason}");
-        *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-    }
-}
-
-impl ProducerContext for Callbacks {
-    type DeliveryOpaque = Arc<Deliveries>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, deliveries: Arc<Deliveries>) {
-        if let Err((error, _)) = result {
-            deliveries.fail(error);
-        }
-        deliveries.settle();
-    }
+    config.set("transaction.timeout.ms", timeout.as_millis().to_string());
+    let settings = Settings {
+        client,
+        producer: config,
+        pipeline: context.pipeline.to_string(),
+        sink: context.node.to_string(),
+        marks: options.marks,
+        rejects,
+        timeout,
+    };
+    Ok(Box::new(ExactlyOnce::new(settings, records, context.shared.of())))
 }
 
 struct KafkaSink {
+    /// Connection only.
+    client: ClientConfig,
     config: ClientConfig,
-    topic: String,
-    key: String,
+    records: Records,
+    /// Topic of refused rows.
+    rejects: String,
     timeout: Duration,
-    writer: RowWriter,
-    producer: Option<Arc<ThreadedProducer<Callbacks>>>,
+    producer: Option<Arc<Producer>>,
     delivered: BTreeMap<PartitionKey, u64>,
     /// Rows too large for any record, since this process opened the partition.
     refused: BTreeMap<PartitionKey, u64>,
 }
 
-/// What became of a record.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Handed {
-    /// The producer has it.
-    Over,
-    /// It is larger than the producer's `message.max.bytes` and never will be sent.
-    TooLarge,
-    /// The commit has failed.
-    Failed,
-}
-
 impl KafkaSink {
     fn context(&self) -> String {
-        format!("write to Kafka topic {}", self.topic)
+        format!("write to Kafka topic {}", self.records.topic)
     }
 
-    fn producer(&mut self) -> Result<Arc<ThreadedProducer<Callbacks>>, SinkError> {
+    fn producer(&mut self) -> Result<Arc<Producer>, SinkError> {
         if let Some(producer) = &self.producer {
             return Ok(Arc::clone(producer));
         }
@@ -193,83 +147,26 @@ impl KafkaSink {
         Ok(Arc::clone(self.producer.insert(producer)))
     }
 
-    /// Hands every row to the producer; waits while its queue is full. Gives the number of rows of each batch that are too large.
-    async fn send(&self, producer: &ThreadedProducer<Callbacks>, batches: &[SinkBatch], deliveries: &Arc<Deliveries>) -> Vec<u64> {
-        let mut payload = Vec::new();
-        let mut too_large = vec![0; batches.len()];
-        for (number, batch) in batches.iter().enumerate() {
-            let ids = self.writer.own_ids(&batch.partition);
-            for part in &batch.rows {
-                for row in 0..part.batch.len() {
-                    payload.clear();
-                    let headers = self.writer.write(&ids, part.input, &part.batch, row, &mut payload);
-                    let key = text_at(&part.batch.rows, &self.key, row);
-                    match self.send_one(producer, key.as_deref(), &payload, headers, deliveries).await {
-                        Handed::Over => {}
-                        Handed::TooLarge => {
-                            too_large[number] += 1;
-                            let (position, bytes) = (part.batch.keys.position[row], payload.len());
-                            let partition = &batch.partition;
-                            tracing::error!(%partition, ?position, bytes, key, "{}: a row is larger than `message.max.bytes` and is refused", self.context());
-                        }
-                        Handed::Failed => return too_large,
-                    }
-                }
-            }
+    /// Keeps what was refused where a person finds it.
+    async fn set_aside(&self, producer: &Producer, refused: &[Refused], deliveries: &Arc<Deliveries>) -> Result<(), SinkError> {
+        if refused.is_empty() {
+            return Ok(());
         }
-        too_large
-    }
-
-    async fn send_one(
-        &self,
-        producer: &ThreadedProducer<Callbacks>,
-        key: Option<&str>,
-        payload: &[u8],
-        headers: Vec<(&'static str, String)>,
-        deliveries: &Arc<Deliveries>,
-    ) -> Handed {
-        let add = |all: OwnedHeaders, (key, value): (&'static str, String)| all.insert(Header { key, value: Some(value.as_str()) });
-        let headers = headers.into_iter().fold(OwnedHeaders::new(), add);
-        let mut record = BaseRecord::with_opaque_to(&self.topic, Arc::clone(deliveries)).payload(payload).headers(headers);
-        record.key = key;
-        loop {
-            let changed = deliveries.changed.notified();
-            deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
-            let Err((error, refused)) = producer.send(record) else { return Handed::Over };
-            deliveries.settle();
-            match error.rdkafka_error_code() {
-                Some(Code::QueueFull) if deliveries.failure().is_none() => {}
-                // Said by the producer itself, of this record alone. What a broker finds too large is told of a whole batch.
-                Some(Code::MessageSizeTooLarge) => return Handed::TooLarge,
-                code => {
-                    if code != Some(Code::QueueFull) {
-                        deliveries.fail(&error);
-                    }
-                    return Handed::Failed;
-                }
+        let topic = self.rejects.as_str();
+        topics::ensure(&self.client, topic, &[]).await.map_err(|error| {
+            let context = format!("use Kafka topic {topic}");
+            match error {
+                TopicError::Retry(cause) => SinkError::Retry { context, cause },
+                TopicError::Fatal(cause) => SinkError::Fatal { context, cause },
             }
-            record = refused;
-            // Its own settling may be what it is woken by; then it looks once more, which does no harm.
-            if tokio::time::timeout(LOOK_AGAIN, changed).await.is_err() {
-                tracing::trace!(topic = %self.topic, "the producer's queue is full");
-            }
+        })?;
+        for row in refused {
+            let payload = row.payload();
+            let outgoing = Outgoing { topic, partition: None, key: row.key(), payload: &payload, headers: Vec::new() };
+            // A failure is known to the deliveries.
+            let _ = send(producer, outgoing, deliveries).await;
         }
-    }
-
-    fn failure(&mut self, code: Code, complaint: Option<String>) -> SinkError {
-        let context = self.context();
-        let cause = match code {
-            Code::UnknownTopicOrPartition | Code::UnknownTopic => "there is no such topic; create it".to_owned(),
-            other => complaint.map_or_else(|| other.to_string(), |c| format!("{other}: {c}")),
-        };
-        match code {
-            Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::MessageSizeTooLarge
-            | Code::InvalidRecord
-            | Code::InvalidTopic => SinkError::Fatal { context, cause },
-            _ => SinkError::Retry { context, cause },
-        }
+        Ok(())
     }
 }
 
@@ -288,10 +185,13 @@ impl Sink for KafkaSink {
     async fn commit(&mut self, batches: &[SinkBatch]) -> Result<Vec<Committed>, SinkError> {
         let producer = self.producer()?;
         let deliveries = Arc::new(Deliveries::default());
-        let too_large = self.send(&producer, batches, &deliveries).await;
-        let in_time = tokio::time::timeout(self.timeout + GRACE, deliveries.all()).await.is_ok();
-        let failure = if in_time { deliveries.failure() } else { Some(Code::OperationTimedOut) };
-        let Some(code) = failure else {
+        let mut too_large = Vec::with_capacity(batches.len());
+        for batch in batches {
+            let refused = self.records.send(&producer, batch, &deliveries).await;
+            self.set_aside(&producer, &refused, &deliveries).await?;
+            too_large.push(refused.len() as u64);
+        }
+        let Err(code) = deliveries.outcome(self.timeout + GRACE).await else {
             let commit = |(batch, too_large): (&SinkBatch, u64)| {
                 let committed = counted(&mut self.delivered, batch);
                 let refused = self.refused.entry(batch.partition.clone()).or_default();
@@ -300,19 +200,18 @@ impl Sink for KafkaSink {
             };
             return Ok(batches.iter().zip(too_large).map(commit).collect());
         };
-        let complaint = producer.client().context().complaint.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let complaint = producer.client().context().take_complaint();
         // After a fatal error (a gap in the idempotent producer's sequence) only a new producer can go on.
-        if !in_time || producer.client().fatal_error().is_some() {
+        if code == Code::OperationTimedOut || producer.client().fatal_error().is_some() {
             self.producer = None;
         }
-        Err(self.failure(code, complaint))
+        Err(delivery_error(&self.context(), code, complaint))
     }
 
     async fn close(&mut self) -> Result<(), SinkError> {
         // Every commit has waited for its records; nothing can be left over.
         if let Some(producer) = self.producer.take() {
-            let closed = tokio::task::spawn_blocking(move || drop(producer)).await;
-            closed.map_err(|error| SinkError::Retry { context: self.context(), cause: error.to_string() })?;
+            blocking(&self.context(), move || drop(producer)).await?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arrow::array::{ArrayRef, DictionaryArray, Float64Array, RecordBatch, StringArray};
 use arrow::datatypes::UInt32Type;
 use fieldstream_engine_api::{
-    ConnectContext, Edge, Generation, Guarantee, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Sink, SinkBatch, SinkError,
+    ConnectContext, Edge, Generation, Guarantee, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Shared, Sink, SinkBatch, SinkError,
     SinkInput, SinkRows, Space,
 };
 use rdkafka::ClientConfig;
@@ -23,7 +23,7 @@ use super::SINK;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PARTITIONS: i32 = 4;
 
-fn partition() -> PartitionKey {
+pub(super) fn partition() -> PartitionKey {
     PartitionKey { pipeline: Arc::from("p"), log_id: LogId(Arc::from("log")), partition: 0 }
 }
 
@@ -45,14 +45,32 @@ pub(super) fn batch(numbers: std::ops::Range<usize>) -> SinkBatch {
     SinkBatch { partition: partition(), rows: vec![SinkRows { input: 0, batch: rows(numbers) }], complete_to }
 }
 
-fn inputs() -> Vec<SinkInput> {
+/// Three rows, the second of them large.
+pub(super) fn with_a_large_row() -> SinkBatch {
+    let mut large = batch(0..3);
+    let ids: ArrayRef = Arc::new(StringArray::from(vec!["a0".to_owned(), "x".repeat(3000), "a2".to_owned()]));
+    let rows = &mut large.rows[0].batch;
+    let columns = std::iter::once(ids).chain(rows.rows.columns().iter().skip(1).cloned()).collect();
+    rows.rows = RecordBatch::try_new(rows.rows.schema(), columns).expect("equal lengths");
+    large
+}
+
+pub(super) fn inputs() -> Vec<SinkInput> {
     vec![SinkInput { name: Arc::from("too_warm"), edge: Edge { schema: rows(0..1).rows.schema(), key: Space::Series } }]
 }
 
 pub(super) async fn sink(options: &Value) -> Box<dyn Sink> {
-    let context = ConnectContext { pipeline: Arc::from("p"), node: Arc::from("alerts"), data_dir: PathBuf::new(), resume: false };
-    assert_eq!((SINK.check)(options, &inputs()), Ok(Guarantee::AtLeastOnce));
-    let mut sink = (SINK.build)(options, &inputs(), &context).expect("options are good");
+    let context = ConnectContext {
+        pipeline: Arc::from("p"),
+        node: Arc::from("alerts"),
+        data_dir: PathBuf::new(),
+        resume: false,
+        shared: Shared::default(),
+    };
+    let mut options = options.clone();
+    options["delivery"] = json!("at_least_once");
+    assert_eq!((SINK.check)(&options, &inputs()), Ok(Guarantee::AtLeastOnce));
+    let mut sink = (SINK.build)(&options, &inputs(), &context).expect("options are good");
     assert_eq!(sink.open(&partition(), Generation(1)).await.expect("opened"), None, "it keeps no mark");
     sink
 }
@@ -143,29 +161,11 @@ async fn a_broker_that_refuses_for_good_is_fatal_and_one_that_is_down_is_tried_a
     assert!(matches!(error, SinkError::Fatal { .. }), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_too_large_for_a_record_is_refused_alone() {
-    let cluster = MockCluster::new(1).expect("a mock cluster");
-    cluster.create_topic("alerts", PARTITIONS, 1).expect("a topic");
-    let brokers = cluster.bootstrap_servers();
-    let mut sink = sink(&json!({ "brokers": [brokers], "topic": "alerts", "properties": { "message.max.bytes": "2000" } })).await;
-    let mut large = batch(0..3);
-    let ids: ArrayRef = Arc::new(StringArray::from(vec!["a0".to_owned(), "x".repeat(3000), "a2".to_owned()]));
-    let rows = &mut large.rows[0].batch;
-    let columns = std::iter::once(ids).chain(rows.rows.columns().iter().skip(1).cloned()).collect();
-    rows.rows = RecordBatch::try_new(rows.rows.schema(), columns).expect("equal lengths");
-    let committed = sink.commit(&[large.clone()]).await.expect("committed");
-    assert_eq!((committed[0].mark, committed[0].delivered, committed[0].refused), (large.complete_to, 2, 1));
-    let committed = sink.commit(&[batch(3..5)]).await.expect("committed");
-    assert_eq!((committed[0].delivered, committed[0].refused), (4, 1), "the count stays");
-    let ids: std::collections::BTreeSet<_> = consume(&brokers, "alerts", 4).iter().filter_map(|m| header(m, "id")).collect();
-    assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["a0", "a2", "a3", "a4"]);
-}
-
 #[test]
 fn wrong_sink_options_are_found() {
-    let wrong = json!({ "brokers": ["k:1"], "topic": "t", "key": "site", "timeout": "10ms", "linger": "1s" });
+    let wrong =
+        json!({ "brokers": ["k:1"], "topic": "t", "key": "site", "timeout": "10ms", "linger": "1s", "marks": "a b", "rejects": "" });
     let errors = (SINK.check)(&wrong, &inputs()).expect_err("wrong");
     let paths: Vec<&str> = errors.iter().map(|e| e.path.as_str()).collect();
-    assert_eq!(paths, ["/key", "/timeout", "/linger"]);
+    assert_eq!(paths, ["/key", "/timeout", "/marks", "/rejects", "/linger"]);
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_engine_api::{Assignment, ConnectContext, Log, LogError, LogEvent, Payloads, SourceBuild};
+use fieldstream_engine_api::{Assignment, ConnectContext, Log, LogError, LogEvent, Payloads, Shared, SourceBuild};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
@@ -16,7 +16,13 @@ use super::SOURCE;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn context() -> ConnectContext {
-    ConnectContext { pipeline: Arc::from("p"), node: Arc::from("field"), data_dir: PathBuf::new(), resume: false }
+    ConnectContext {
+        pipeline: Arc::from("p"),
+        node: Arc::from("field"),
+        data_dir: PathBuf::new(),
+        resume: false,
+        shared: Shared::default(),
+    }
 }
 
 fn cluster(topic: &str, partitions: i32) -> MockCluster<'static, DefaultProducerContext> {
@@ -48,11 +54,16 @@ async fn next(log: &mut Box<dyn Log>) -> LogEvent {
     tokio::time::timeout(PATIENCE, log.next()).await.expect("events come").expect("no error")
 }
 
-async fn assigned(log: &mut Box<dyn Log>) -> Vec<Assignment> {
-    match next(log).await {
-        LogEvent::Assigned(assignments) => assignments,
-        other => panic!("assignments first, not {other:?}"),
+/// The next assignments, one an event.
+async fn assigned(log: &mut Box<dyn Log>, count: usize) -> Vec<Assignment> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        match next(log).await {
+            LogEvent::Assigned(assignments) => all.extend(assignments),
+            other => panic!("assignments first, not {other:?}"),
+        }
     }
+    all
 }
 
 /// Payloads by partition until `count` have come.
@@ -82,7 +93,7 @@ async fn nothing_is_read_before_the_seek_and_everything_from_it_on() {
     let brokers = cluster.bootstrap_servers();
     produce(&brokers, "readings", 2, 0..100);
     let mut log = log(&json!({ "brokers": [brokers], "topic": "readings" }));
-    let mut assignments = assigned(&mut log).await;
+    let mut assignments = assigned(&mut log, 2).await;
     assignments.sort_by_key(|a| a.partition);
     let held: Vec<_> = assignments.iter().map(|a| (a.partition, a.first_offset, a.end_offset)).collect();
     assert_eq!(held, [(0, 0, 100), (1, 0, 100)]);
@@ -110,7 +121,7 @@ async fn a_paused_partition_waits_and_the_other_goes_on() {
     let cluster = cluster("readings", 2);
     let brokers = cluster.bootstrap_servers();
     let mut log = log(&json!({ "brokers": [brokers], "topic": "readings", "start": "latest" }));
-    for assignment in assigned(&mut log).await {
+    for assignment in assigned(&mut log, 2).await {
         let start = log.start_offset(&assignment);
         log.seek(assignment.partition, start).await.expect("sought");
     }
@@ -128,15 +139,19 @@ async fn a_second_member_takes_over_some_partitions_and_gives_them_back() {
     produce(&brokers, "readings", 4, 0..10);
     let options = json!({ "brokers": [brokers], "topic": "readings", "group": "g", "properties": { "session.timeout.ms": 6000 } });
     let mut first = log(&options);
-    for assignment in assigned(&mut first).await {
+    for assignment in assigned(&mut first, 4).await {
         first.seek(assignment.partition, 0).await.expect("sought");
     }
     assert_eq!(read(&mut first, 40).await.len(), 4);
 
     let mut second = log(&options);
-    let (revoked, taken) = tokio::join!(next(&mut first), assigned(&mut second));
-    let LogEvent::Revoked(revoked) = revoked else { panic!("partitions are revoked, not {revoked:?}") };
-    let revoked = BTreeSet::from_iter(revoked);
+    let give_up = async {
+        let event = next(&mut first).await;
+        let LogEvent::Revoked(revoked) = event else { panic!("partitions are revoked, not {event:?}") };
+        assert!(revoked.iter().all(|partition| first.released(*partition)));
+        BTreeSet::from_iter(revoked)
+    };
+    let (revoked, taken) = tokio::join!(give_up, assigned(&mut second, 2));
     assert_eq!(revoked, taken.iter().map(|a| a.partition).collect(), "what the one loses the other gets");
     assert_eq!(revoked.len(), 2, "half of them, the others stay where they are");
     for assignment in &taken {
@@ -148,7 +163,7 @@ async fn a_second_member_takes_over_some_partitions_and_gives_them_back() {
     assert!(moved.iter().all(|(p, seen)| revoked.contains(p) && *seen == expected(*p, 5..20)), "{moved:?}");
 
     drop(second);
-    let back = assigned(&mut first).await;
+    let back = assigned(&mut first, 2).await;
     assert_eq!(back.iter().map(|a| a.partition).collect::<BTreeSet<_>>(), revoked);
 }
 

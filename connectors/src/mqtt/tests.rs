@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fieldstream_engine_api::{ConnectContext, ReceiveError, Received, Receiver, SourceBuild};
+use fieldstream_engine_api::{ConnectContext, ReceiveError, Received, Receiver, Shared, SourceBuild};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -96,7 +96,7 @@ impl Drop for Broker {
 }
 
 pub(super) fn context() -> ConnectContext {
-    ConnectContext { pipeline: Arc::from("p"), node: Arc::from("n"), data_dir: PathBuf::new(), resume: false }
+    ConnectContext { pipeline: Arc::from("p"), node: Arc::from("n"), data_dir: PathBuf::new(), resume: false, shared: Shared::default() }
 }
 
 pub(super) fn receiver(options: &Value) -> Box<dyn Receiver> {

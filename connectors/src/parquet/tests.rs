@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray as _, Float64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema, SchemaRef};
 use fieldstream_engine_api::{
-    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Sink as _, SinkBatch, SinkError, SinkInput,
-    SinkRows, Space,
+    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Shared, Sink as _, SinkBatch, SinkError,
+    SinkInput, SinkRows, Space,
 };
 use fieldstream_schemas::columns::{TS, VALUE, time_type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -30,7 +30,8 @@ fn inputs() -> [SinkInput; 2] {
 }
 
 fn sink_of(dir: &TempDir, node: &str, replace: bool) -> ParquetSink {
-    let context = ConnectContext { pipeline: "p".into(), node: node.into(), data_dir: PathBuf::new(), resume: false };
+    let context =
+        ConnectContext { pipeline: "p".into(), node: node.into(), data_dir: PathBuf::new(), resume: false, shared: Shared::default() };
     let options = json!({ "url": dir.path().join("store"), "replace": replace });
     ParquetSink::new(read_options(&options, &inputs()).expect("options"), &inputs(), &context)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, StringDictionaryBuilder, TimestampMicrosecondArray};
 use arrow::datatypes::{SchemaRef, UInt32Type};
 use fieldstream_engine_api::{
-    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Sink, SinkBatch, SinkError, SinkInput,
+    ConnectContext, Edge, Generation, KeyedBatch, Keys, LogId, Mark, PartitionKey, Position, Shared, Sink, SinkBatch, SinkError, SinkInput,
     SinkRows, Space,
 };
 use fieldstream_schemas::columns::readings_schema;
@@ -44,7 +44,13 @@ impl Server {
         let members = more.as_object().expect("an object").clone();
         value.as_object_mut().expect("an object").extend(members);
         let inputs = [SinkInput { name: "clean".into(), edge: Edge { schema: Arc::clone(schema), key: Space::Series } }];
-        let context = ConnectContext { pipeline: "p".into(), node: "history".into(), data_dir: "/nonexistent".into(), resume: true };
+        let context = ConnectContext {
+            pipeline: "p".into(),
+            node: "history".into(),
+            data_dir: "/nonexistent".into(),
+            resume: true,
+            shared: Shared::default(),
+        };
         Timescale::new(options::read(&value, &inputs).expect("options"), &inputs, &context)
     }
 
@@ -385,7 +391,13 @@ async fn a_table_that_does_not_fit_stops_with_a_hint() {
 #[tokio::test]
 async fn an_unreachable_server_is_a_retry_and_no_error_shows_the_password() {
     let inputs = [SinkInput { name: "clean".into(), edge: Edge { schema: readings_schema(), key: Space::Series } }];
-    let context = ConnectContext { pipeline: "p".into(), node: "history".into(), data_dir: "/nonexistent".into(), resume: true };
+    let context = ConnectContext {
+        pipeline: "p".into(),
+        node: "history".into(),
+        data_dir: "/nonexistent".into(),
+        resume: true,
+        shared: Shared::default(),
+    };
     let value = json!({ "url": "postgres://me:hunter2@127.0.0.1:1/db", "table": "t" });
     let plan = options::read(&value, &inputs).expect("options");
     assert!(!format!("{plan:?}").contains("hunter2"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{BuildContext, ConfigErrors, Edge, Guarantee, Log, Operator, Receiver, Sink};
+use crate::{BuildContext, ConfigErrors, Edge, Guarantee, Log, Operator, Receiver, Shared, Sink};
 
 /// A built part, or everything wrong with its options.
 pub type Built<T> = Result<T, ConfigErrors>;
@@ -42,6 +42,8 @@ pub struct ConnectContext {
     pub data_dir: PathBuf,
     /// True when the run continues an earlier one; false lets outputs of finite runs be truncated.
     pub resume: bool,
+    /// What the pipeline's connectors leave for each other.
+    pub shared: Shared,
 }
 
 /// One input of a sink.

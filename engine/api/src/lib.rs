@@ -10,6 +10,7 @@ pub mod identity;
 pub mod log;
 pub mod operator;
 mod prefetch;
+pub mod shared;
 pub mod sink;
 pub mod slots;
 
@@ -22,5 +23,6 @@ pub use identity::{Generation, LogId, Mark, PartitionKey};
 pub use log::{Assignment, Log, LogBatch, LogError, LogEvent, Payloads, ReceiveError, Received, Receiver};
 pub use operator::{BuildContext, Edge, KeyedState, Operator, Output, Space, StateError, Tick, TickTime, WindowTime};
 pub use prefetch::{AHEAD, prefetch};
+pub use shared::Shared;
 pub use sink::{Committed, Guarantee, Sink, SinkBatch, SinkError, SinkRows, Sinks};
 pub use slots::SlotDirectory;

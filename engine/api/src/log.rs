@@ -154,10 +154,20 @@ impl Payloads {
 pub enum LogEvent {
     /// Partitions are now ours: claim, restore and [`Log::seek`] them; nothing is read before the seek.
     Assigned(Vec<Assignment>),
-    /// Partitions are no longer ours.
+    /// Partitions are no longer ours: end what is being committed of them, then say so by [`Log::released`]. They may have been
+    /// unknown to the engine.
     Revoked(Vec<u32>),
     /// Payloads.
     Batch(LogBatch),
+    /// Payloads that were acknowledged are lost: the log is damaged. In order with the batches of the partition.
+    Lost {
+        /// Partition number.
+        partition: u32,
+        /// First offset after them.
+        next_offset: u64,
+        /// How many; where damage hides the number, at least as many.
+        payloads: u64,
+    },
     /// A finite partition has no more payloads.
     EndOfInput {
         /// Partition number.
@@ -209,11 +219,25 @@ pub trait Log: Send {
         assignment.first_offset
     }
 
-    /// Reads `partition` from `offset` on. Called once after each assignment, and again on recovery.
+    /// First offset after the end of `partition`, asked for when an owner before has read beyond the end that the assignment
+    /// names. `None`: nobody else reads this log, so the assignment is right.
+    async fn end_offset(&mut self, partition: u32) -> Result<Option<u64>, LogError> {
+        let _ = partition;
+        Ok(None)
+    }
+
+    /// Reads `partition` from `offset` on. Called once after each assignment, and again on recovery. Does nothing for a partition
+    /// whose revocation is on its way.
     async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError>;
 
     /// Everything below `offset` is in a checkpoint: retention, or group offsets, may follow.
     async fn acknowledge(&mut self, partition: u32, offset: u64) -> Result<(), LogError>;
+
+    /// The engine has given a partition up: nothing of it will be committed any more. True when the log has taken it away, or
+    /// will; false when nobody takes partitions from this log.
+    fn released(&mut self, _partition: u32) -> bool {
+        false
+    }
 
     /// Stops or resumes delivery of a partition whose queue is full.
     fn pause(&mut self, partition: u32, paused: bool);

@@ -13,6 +13,14 @@ pub enum StoreError {
         /// The store's own words.
         cause: String,
     },
+    /// The disk is full. Nothing was changed: the same can be tried again.
+    #[error("{context}: {cause}; make room on the disk")]
+    Full {
+        /// What was being done, with the key.
+        context: String,
+        /// The system's own words.
+        cause: String,
+    },
     /// The key exists already: somebody else was first.
     #[error("{0} exists already and is never overwritten")]
     Exists(String),
@@ -26,7 +34,7 @@ pub enum StoreError {
     },
     /// There are checkpoints, but none can be read. Starting from nothing would silently lose state.
     #[error(
-        "none of {count} checkpoints of {partition} can be read; the newest: {newest}. Restore the files, or move them away to start anew"
+        "none of {count} checkpoints of {partition} can be read; the newest: {newest}. Restore them from a backup, or start anew: `fieldstream state fsck --repair --accept-state-loss` moves them aside"
     )]
     NoneReadable {
         /// Whose they are.
@@ -65,6 +73,16 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn io(context: impl Into<String>, cause: impl std::fmt::Display) -> Self {
         Self::Io { context: context.into(), cause: cause.to_string() }
+    }
+
+    /// A failed write after which nothing has changed.
+    pub(crate) fn unwritten(context: impl Into<String>, cause: &std::io::Error) -> Self {
+        match cause.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::Full { context: context.into(), cause: cause.to_string() }
+            }
+            _ => Self::io(context, cause),
+        }
     }
 
     pub(crate) fn damaged(key: &object_store::path::Path, what: impl Into<String>) -> Self {

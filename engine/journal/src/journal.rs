@@ -135,6 +135,12 @@ impl Journal {
         Ok(Some(answer))
     }
 
+    /// True from a refusal, because the budget is used up or the disk is full, until something could be written again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        *self.shared().full.borrow()
+    }
+
     /// Waits until the journal that refused has room again. Room that other programs make on the disk is not noticed: try
     /// again after some seconds in any case.
     pub async fn wait_for_room(&self) {

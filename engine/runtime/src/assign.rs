@@ -1,9 +1,11 @@
 //! Taking a partition over: claim, fence and read marks, restore, adopt, re-inject decisions, seek.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, Decision, PartitionStore, PendingCheckpoint, Progress};
+use fieldstream_checkpoint::{CheckpointData, Decision, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
@@ -19,6 +21,10 @@ use crate::status::PartitionStatus;
 /// A restart from one checkpoint after so many crashes in a row is said loudly.
 const SUSPICIOUS_RESTARTS: u32 = 3;
 
+/// A log that does not say where a partition is now is asked again, at doubling distances up to the last.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
+
 /// A partition this coordinator owns.
 pub(crate) struct Owned {
     pub(crate) queue: Arc<PartitionQueue>,
@@ -28,9 +34,21 @@ pub(crate) struct Owned {
     pub(crate) next_checkpoint: u64,
     pub(crate) snapshot: Option<CheckpointData>,
     pub(crate) pending: Option<PendingCheckpoint>,
+    /// Layers of the newest checkpoint, oldest first; none: the next snapshot is whole.
+    pub(crate) layers: Vec<Layer>,
+    /// The snapshot before came to nothing.
+    pub(crate) retake: bool,
+    /// When it was claimed, on the monotonic clock.
+    pub(crate) claimed: std::time::Duration,
     pub(crate) acknowledge: Option<u64>,
     /// What turns will have reached when the queue is empty.
     pub(crate) enqueued: Mark,
+    /// Number of the next decision that is made.
+    pub(crate) next_decision: u64,
+    /// Offsets of the decisions that are still to be replayed, in their order.
+    replay: VecDeque<u64>,
+    /// Below it everything has happened already, and some sink may have it: no new decision may be put there.
+    replays_to: u64,
     pub(crate) paused: bool,
     pub(crate) ended: bool,
     /// Offset of the last end of input that is decided already and is being replayed.
@@ -41,28 +59,70 @@ pub(crate) struct Owned {
     pub(crate) quiet_ticks: u64,
     /// Where it stood when it was taken over, all decisions up to then included.
     pub(crate) taken_at: Mark,
-    assignment: Assignment,
+    pub(crate) assignment: Assignment,
     /// Position of the last panic recovered from.
     recovered_at: Option<Mark>,
 }
 
+impl Owned {
+    /// A partition that has just been taken over, with nothing to replay.
+    fn new(assignment: Assignment, queue: Arc<PartitionQueue>, generation: Generation, store: PartitionStore, progress: Progress) -> Self {
+        Self {
+            queue,
+            generation,
+            store,
+            progress,
+            next_checkpoint: 0,
+            snapshot: None,
+            pending: None,
+            layers: Vec::new(),
+            retake: false,
+            claimed: Duration::ZERO,
+            acknowledge: None,
+            enqueued: Mark::default(),
+            next_decision: 0,
+            replay: VecDeque::new(),
+            replays_to: 0,
+            paused: false,
+            ended: false,
+            end_decided: None,
+            drain_asked: false,
+            drained: false,
+            has_devices: false,
+            quiet_ticks: 0,
+            taken_at: Mark::default(),
+            assignment,
+            recovered_at: None,
+        }
+    }
+
+    /// Payloads below `next_offset` are in the queue, and with them the decisions of a replay that lie among them.
+    pub(crate) fn enqueue_to(&mut self, next_offset: u64) {
+        self.enqueued.next_offset = next_offset;
+        while self.replay.pop_front_if(|offset| *offset <= next_offset).is_some() {
+            self.enqueued.next_decision += 1;
+        }
+    }
+
+    /// True when what happens now has not happened before.
+    pub(crate) fn is_abreast(&self) -> bool {
+        self.enqueued.next_offset >= self.replays_to
+    }
+}
+
 impl Coordinator<'_> {
-    pub(crate) async fn assign(&mut self, assignment: Assignment) -> Result<(), PipelineError> {
+    pub(crate) async fn assign(&mut self, mut assignment: Assignment) -> Result<(), PipelineError> {
         let partition = assignment.partition;
         if self.terms.logs.as_ref().is_some_and(|logs| !logs.contains(&assignment.log_id)) {
             return Err(PipelineError::OtherLog { partition, found: assignment.log_id });
         }
         let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
         let store = self.engine.store.partition(&key);
+        let other_logs = self.other_logs(&store, &assignment).await?;
         let claim = store.claim().await?;
-        if claim.restarts >= SUSPICIOUS_RESTARTS {
-            tracing::warn!(partition = %key, restarts = claim.restarts, "the process has ended several times since this checkpoint; a row may be killing it");
-        }
+        warn_of_restarts(&key, claim.restarts);
         let marks = self.open_sinks(&key, claim.generation).await?;
-        let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
-        let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
-        let restored = store.latest(Some(&folder)).await?;
-        restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
+        let (cold, restored) = self.newest(&store, claim.generation).await?;
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
@@ -73,20 +133,18 @@ impl Coordinator<'_> {
             self.note_lost(&lost);
         }
         let start = hosted.complete_to();
-        check_positions(&assignment, start, &marks)?;
-        let mut decisions = store.decisions_from(start.next_decision).await?;
-        let mut decided = start.next_decision + decisions.len() as u64;
-        store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
-        if let Some(checkpoint) = &restored.checkpoint
-            && let Some(plan) = self.plan_change(&checkpoint.data.plan_digest, &decisions, start, &lost)
-        {
-            store.append_decision(claim.generation, decided, &plan).await?;
+        let furthest = self.check_end(&mut assignment, start, &marks).await?;
+        let mut decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, other_logs).await?;
+        if let Some(plan) = self.plan_change(&restored, &decisions, start, &lost) {
+            store.append_decision(claim.generation, start.next_decision + decisions.len() as u64, &plan).await?;
             decisions.push(plan);
-            decided += 1;
         }
+        let decided = start.next_decision + decisions.len() as u64;
         let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
-        let replays = !decisions.is_empty();
+        let replay: VecDeque<u64> = decisions.iter().map(|d| d.position.offset).collect();
+        let (replays, replays_to) = (!replay.is_empty(), replay.iter().copied().max().unwrap_or_default().max(furthest));
         hosted.set_replay(decisions);
+        let from = hosted.complete_to().next_offset;
         hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
         let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
         let mut progress = Progress::new(start, sink_marks, restored.kept, self.spec.checkpoint.keep);
@@ -98,37 +156,71 @@ impl Coordinator<'_> {
         }
         let queue = Arc::new(PartitionQueue::default());
         self.show(&key, &hosted, &queue, &marks);
-        let owned = Owned {
-            queue: Arc::clone(&queue),
-            generation: claim.generation,
-            store,
-            progress,
-            next_checkpoint: 0,
-            snapshot: None,
-            pending: None,
-            acknowledge: None,
-            enqueued: Mark { next_decision: decided, ..start },
+        let mut owned = Owned {
+            // What was left out still lies in them: the next snapshot is whole, so that it does not come back.
+            layers: if lost.is_empty() { restored.layers } else { Vec::new() },
+            claimed: self.engine.clock.monotonic(),
+            enqueued: start,
             taken_at: Mark { next_decision: decided, ..start },
-            paused: false,
-            ended: false,
+            next_decision: decided,
+            replay,
+            replays_to,
             end_decided,
-            drain_asked: false,
-            drained: false,
             has_devices: hosted.slots().active_devices() > 0 || hosted.passivated_devices() > 0,
-            quiet_ticks: 0,
-            recovered_at: None,
-            assignment,
+            ..Owned::new(assignment, Arc::clone(&queue), claim.generation, store, progress)
         };
+        owned.enqueue_to(from);
         self.owned.insert(partition, owned);
-        let outlet = Outlet { generation: claim.generation, ..self.outlet.clone() };
-        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet, turn: self.spec.turn };
-        self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
-        if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
-            self.send_token(partition);
-        }
-        self.log.seek(partition, start.next_offset).await?;
+        self.host(hosted, queue, claim.generation, replays).await?;
+        self.seek(partition, from).await?;
         tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
+    }
+
+    /// The newest readable checkpoint, and a cold store in whose folder its cold files lie.
+    async fn newest(&self, store: &PartitionStore, generation: Generation) -> Result<(ColdStore, Restored), PipelineError> {
+        let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), generation)?;
+        let cold = ColdStore::create(&folder, &format!("{:020}", generation.0))?;
+        let restored = match store.latest(Some(&folder)).await {
+            // What a newer owner deletes looks damaged to the one it has overtaken.
+            Err(error) => return Err(store.check_owner(generation).await.err().unwrap_or(error).into()),
+            restored => restored?,
+        };
+        restored.notes.iter().for_each(|note| tracing::error!(partition = %store.key(), "{note}"));
+        Ok((cold, restored))
+    }
+
+    /// Gives a partition to its shard; with a replay it has to do at once what was decided where it begins.
+    async fn host(
+        &self,
+        hosted: Partition,
+        queue: Arc<PartitionQueue>,
+        generation: Generation,
+        replays: bool,
+    ) -> Result<(), PipelineError> {
+        let ready = replays && queue.push(Work::CatchUp);
+        let partition = hosted.key().partition;
+        let outlet = Outlet { generation, ..self.outlet.clone() };
+        let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet, turn: self.spec.turn };
+        self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
+        if ready {
+            self.send_token(partition);
+        }
+        Ok(())
+    }
+
+    async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            match self.log.seek(partition, offset).await {
+                Err(LogError::Retry { context, cause }) if backoff < LAST_BACKOFF => {
+                    tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                    self.engine.clock.sleep(backoff).await;
+                    backoff *= 2;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Says once, not for every partition, that the plan is another one than that of the checkpoint.
@@ -153,9 +245,12 @@ impl Coordinator<'_> {
     }
 
     /// The decision that this plan holds from here on, where another one held before.
-    fn plan_change(&self, saved: &str, decisions: &[Decision], start: Mark, lost: &[String]) -> Option<Decision> {
+    fn plan_change(&self, restored: &Restored, decisions: &[Decision], start: Mark, lost: &[String]) -> Option<Decision> {
+        let saved = &restored.checkpoint.as_ref()?.data.plan_digest;
         let (before, now) = (crate::decisions::plan_in_force(saved, decisions), &*self.outlet.digest);
-        let changed = crate::digest::changes(before, now).is_some() || !lost.is_empty();
+        // A restore after a panic leaves the same out again: that is no news.
+        let told = || decisions.iter().any(|decision| crate::decisions::is_plan(decision, now, lost));
+        let changed = crate::digest::changes(before, now).is_some() || !lost.is_empty() && !told();
         // Decisions are carried out in the order of their numbers, so it cannot lie before the last one.
         let offset = decisions.iter().map(|decision| decision.position.offset).fold(start.next_offset, u64::max);
         changed.then(|| crate::decisions::plan(offset, before, now, lost))
@@ -192,7 +287,7 @@ impl Coordinator<'_> {
             meters: Vec::new(),
             event_us: None,
             paused_since: None,
-            paused_for: std::time::Duration::ZERO,
+            paused_for: Duration::ZERO,
             state_bytes: 0,
             active_devices: hosted.slots().active_devices(),
             passivated_devices: hosted.passivated_devices(),
@@ -203,16 +298,22 @@ impl Coordinator<'_> {
         inner.partitions.insert(key.partition, status);
     }
 
-    /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner.
-    pub(crate) async fn revoke(&mut self, partition: u32) {
-        let Some(owned) = self.owned.remove(&partition) else { return };
+    /// Gives a partition up: what its sinks have not committed is forgotten here and replayed by the next owner. Gives what each
+    /// sink tells when it has forgotten.
+    pub(crate) async fn revoke(&mut self, partition: u32) -> Vec<oneshot::Receiver<()>> {
+        let mut forgotten = Vec::with_capacity(self.sinks.len());
+        let Some(owned) = self.owned.remove(&partition) else { return forgotten };
+        self.forget_savepoint(partition);
         owned.queue.clear();
         // A shard that is gone hosts nothing.
         let _ = self.engine.shard_of(self.number, partition).send(Remove { id: (self.number, partition) }).await;
         for sink in &self.sinks {
-            let _ = sink.work.send(SinkWork::Forget { partition });
+            let (done, heard) = oneshot::channel();
+            let _ = sink.work.send(SinkWork::Forget { partition, done });
+            forgotten.push(heard);
         }
         self.forget_status(partition);
+        forgotten
     }
 
     fn forget_status(&self, partition: u32) {
@@ -229,9 +330,9 @@ impl Coordinator<'_> {
     pub(crate) async fn recover(
         &mut self,
         partition: u32,
-        node: String,
-        message: String,
+        (node, message): (String, String),
         position: Option<Position>,
+        reached: u64,
     ) -> Result<(), PipelineError> {
         let at = self.status.lock().partitions.get(&partition).map(|s| s.complete_to);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
@@ -239,9 +340,10 @@ impl Coordinator<'_> {
             Some(position) => {
                 tracing::error!(pipeline = %self.spec.name, partition, node, ?position, "a row made the operator panic and goes to the dead letter: {message}");
                 let decision = crate::decisions::quarantine(position, &node, &message);
-                owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+                owned.store.append_decision(owned.generation, owned.next_decision, &decision).await?;
             }
-            None if self.stepping.contains_key(&partition) && owned.recovered_at == at => {
+            // All its rows were stepped, so that it was none of them.
+            None if self.stepping.get(&partition).is_some_and(|below| *below >= reached) && owned.recovered_at == at => {
                 return Err(PipelineError::Panic { partition, node, message });
             }
             None => {
@@ -249,7 +351,8 @@ impl Coordinator<'_> {
                 self.stepping.insert(partition, owned.enqueued.next_offset);
             }
         }
-        let assignment = owned.assignment.clone();
+        let mut assignment = owned.assignment.clone();
+        assignment.end_offset = assignment.end_offset.max(owned.enqueued.next_offset);
         self.status.lock().restarts += 1;
         self.revoke(partition).await;
         if !self.resume_reading() {
@@ -264,21 +367,10 @@ impl Coordinator<'_> {
     }
 }
 
-fn check_positions(assignment: &Assignment, start: Mark, marks: &[Option<Committed>]) -> Result<(), PipelineError> {
-    let partition = assignment.partition;
-    if start.next_offset < assignment.first_offset {
-        let (wanted, first_offset) = (start.next_offset, assignment.first_offset);
-        return Err(LogError::Truncated { partition, wanted, first_offset }.into());
+fn warn_of_restarts(partition: &PartitionKey, restarts: u32) {
+    if restarts >= SUSPICIOUS_RESTARTS {
+        tracing::warn!(%partition, restarts, "the process has ended several times since this checkpoint; a row may be killing it");
     }
-    let furthest = marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset);
-    if furthest > assignment.end_offset {
-        let what = format!(
-            "output was committed up to offset {furthest}, but the log ends at {}; it is not the log it was. Point the pipeline at the right log, or start anew with another pipeline name",
-            assignment.end_offset
-        );
-        return Err(PipelineError::Position { partition, what });
-    }
-    Ok(())
 }
 
 fn join(errors: &[fieldstream_engine_api::ConfigError]) -> String {

@@ -30,9 +30,9 @@ const DEVICES: u64 = 7;
 /// A reading of this value makes the operator panic.
 const POISON: f64 = 666.0;
 
-fn payload(partition: u32, offset: u64, poison: Option<u64>) -> String {
+fn payload(partition: u32, offset: u64, poison: &[u64]) -> String {
     let device = offset % DEVICES;
-    let value = if poison == Some(offset) { POISON } else { offset as f64 };
+    let value = if poison.contains(&offset) { POISON } else { offset as f64 };
     format!(r#"{{"deviceId":"d{partition}-{device}","sensorId":"s","timestamp":{},"value":{value}}}"#, 1_000_000 + offset)
 }
 
@@ -41,7 +41,12 @@ struct MemoryLog {
     next: BTreeMap<u32, u64>,
     assigned: bool,
     ended: Vec<u32>,
-    poison: Option<u64>,
+    poison: &'static [u64],
+    /// Offsets below it are gone.
+    first_offset: u64,
+    /// Offsets of partition 0 that the log has lost.
+    lost: Option<std::ops::Range<u64>>,
+    id: &'static str,
     /// Tells the pipeline to stop when this offset is reached, and gives nothing more.
     stop: Option<(u64, watch::Sender<bool>)>,
 }
@@ -51,7 +56,9 @@ impl Log for MemoryLog {
     async fn next(&mut self) -> Result<LogEvent, LogError> {
         if !self.assigned {
             self.assigned = true;
-            let assignment = |partition| Assignment { partition, log_id: LogId("memory".into()), first_offset: 0, end_offset: PAYLOADS };
+            let (log_id, first_offset) = (LogId(self.id.into()), self.first_offset);
+            // Everything was appended after the assignment.
+            let assignment = |partition| Assignment { partition, log_id: log_id.clone(), first_offset, end_offset: first_offset };
             return Ok(LogEvent::Assigned((0..PARTITIONS).map(assignment).collect()));
         }
         tokio::task::yield_now().await;
@@ -66,7 +73,12 @@ impl Log for MemoryLog {
             self.ended.push(partition);
             return Ok(LogEvent::EndOfInput { partition, next_offset: PAYLOADS });
         }
-        let to = (from + 13).min(PAYLOADS);
+        if let Some(lost) = self.lost.as_ref().filter(|lost| partition == 0 && lost.contains(&from)) {
+            self.next.insert(partition, lost.end);
+            return Ok(LogEvent::Lost { partition, next_offset: lost.end, payloads: lost.end - from });
+        }
+        let before_loss = self.lost.as_ref().filter(|lost| partition == 0 && lost.start > from).map_or(PAYLOADS, |lost| lost.start);
+        let to = (from + 13).min(PAYLOADS).min(before_loss);
         let mut block = PayloadBlock::default();
         let mut data = Vec::new();
         for offset in from..to {
@@ -77,6 +89,10 @@ impl Log for MemoryLog {
         block.data = data.into();
         self.next.insert(partition, to);
         Ok(LogEvent::Batch(LogBatch { partition, source: "in".into(), next_offset: to, append_us: None, payloads: Payloads::Raw(block) }))
+    }
+
+    async fn end_offset(&mut self, _: u32) -> Result<Option<u64>, LogError> {
+        Ok(Some(PAYLOADS))
     }
 
     async fn seek(&mut self, partition: u32, offset: u64) -> Result<(), LogError> {
@@ -234,7 +250,7 @@ impl Sink for MemorySink {
     }
 }
 
-fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> PipelineParts {
+fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: &'static [u64]) -> PipelineParts {
     let edge = Edge { schema: counted_schema(), key: Space::Series };
     let output = Output { name: "".into(), edge: edge.clone() };
     let factory: OperatorFactory = Arc::new(move |_| Ok(Box::new(Counter { outputs: vec![output.clone()], counts: Vec::new() })));
@@ -268,7 +284,7 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
         max_active_devices: 1 << 20,
         max_devices_per_source: 1 << 20,
     };
-    let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison, stop: None };
+    let log = memory_log(poison);
     let sink = MemorySink { service: Arc::clone(service), owned: BTreeMap::new(), dies_at, commits: 0 };
     let dead_letters = DeadLetters::default();
     PipelineParts {
@@ -276,6 +292,11 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: Option<u64>) -> Pi
         input: Input::Log { log: Box::new(log), finite: true },
         sinks: vec![SinkBox(Box::new(sink)), SinkBox(Box::new(dead_letters))],
     }
+}
+
+fn memory_log(poison: &'static [u64]) -> MemoryLog {
+    let (next, ended) = (BTreeMap::new(), Vec::new());
+    MemoryLog { next, assigned: false, ended, poison, first_offset: 0, lost: None, id: "memory", stop: None }
 }
 
 /// Keeps nothing but promises nothing either.
@@ -306,7 +327,10 @@ fn on_system<F: Future>(f: F) -> F::Output {
 }
 
 async fn start(dir: &std::path::Path, parts: PipelineParts) -> (Result<Report, PipelineError>, u64) {
-    let options = EngineOptions { shards: 2, ..EngineOptions::new(dir.to_owned()) };
+    start_with(EngineOptions { shards: 2, ..EngineOptions::new(dir.to_owned()) }, parts).await
+}
+
+async fn start_with(options: EngineOptions, parts: PipelineParts) -> (Result<Report, PipelineError>, u64) {
     let engine = Engine::start(options, Arc::new(SystemClock::default())).await.unwrap();
     let (_stop, stopped) = watch::channel(false);
     let status = Arc::new(Status::default());
@@ -338,7 +362,7 @@ fn assert_exact(service: &Service, without: &[u64]) {
 fn an_undisturbed_run_delivers_everything_once() {
     let service = Arc::new(Mutex::new(Service::default()));
     let dir = tempfile::tempdir().unwrap();
-    let (report, _) = on_system(start(dir.path(), parts(&service, 0, None)));
+    let (report, _) = on_system(start(dir.path(), parts(&service, 0, &[])));
     let report = report.unwrap();
     assert_exact(&service.lock().unwrap(), &[]);
     assert_eq!(report.state, State::Finished);
@@ -353,7 +377,7 @@ fn crashes_at_any_commit_leave_exactly_the_right_rows() {
         let dir = tempfile::tempdir().unwrap();
         let mut crashes = 0;
         let report = loop {
-            match on_system(start(dir.path(), parts(&service, if crashes < 4 { dies_at } else { 0 }, None))).0 {
+            match on_system(start(dir.path(), parts(&service, if crashes < 4 { dies_at } else { 0 }, &[]))).0 {
                 Ok(report) => break report,
                 Err(PipelineError::Sink { .. }) => crashes += 1,
                 Err(other) => panic!("{other}"),
@@ -369,7 +393,7 @@ fn crashes_at_any_commit_leave_exactly_the_right_rows() {
 fn a_row_that_panics_is_the_only_one_taken_out() {
     let service = Arc::new(Mutex::new(Service::default()));
     let dir = tempfile::tempdir().unwrap();
-    let (report, restarts) = on_system(start(dir.path(), parts(&service, 0, Some(200))));
+    let (report, restarts) = on_system(start(dir.path(), parts(&service, 0, &[200])));
     let report = report.unwrap();
     assert_exact(&service.lock().unwrap(), &[200]);
     assert_eq!(report.ledger.dead_lettered["poison"], u64::from(PARTITIONS));
@@ -377,6 +401,21 @@ fn a_row_that_panics_is_the_only_one_taken_out() {
     assert_eq!(restarts, 2 * u64::from(PARTITIONS), "one restore to step, one to go on, for each partition");
 }
 
+#[test]
+fn rows_that_panic_close_together_are_taken_out_one_after_the_other() {
+    let service = Arc::new(Mutex::new(Service::default()));
+    let dir = tempfile::tempdir().unwrap();
+    // The second lies beyond what had been read when the first panicked, but in one turn with it at the next try.
+    let poison: &[u64] = &[200, 201, 213, 226];
+    let (report, _) = on_system(start(dir.path(), parts(&service, 0, poison)));
+    let report = report.unwrap();
+    assert_exact(&service.lock().unwrap(), poison);
+    assert_eq!(report.ledger.dead_lettered["poison"], poison.len() as u64 * u64::from(PARTITIONS));
+    assert!(report.ledger.balanced, "{:?}", report.ledger);
+}
+
+#[path = "gap_tests.rs"]
+mod gaps;
 #[path = "reload_tests.rs"]
 mod reload;
 #[path = "stop_tests.rs"]

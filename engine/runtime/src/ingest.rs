@@ -9,7 +9,7 @@ use fieldstream_schemas::decode::Decoder;
 use tokio::sync::watch;
 
 use crate::admission::Admission;
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::memory::Tight;
 use crate::status::Status;
 
@@ -59,7 +59,7 @@ impl Ingest {
                 Err(ReceiveError::Retry { context, cause }) => {
                     tracing::warn!(source = %self.source, "{context}: {cause}; trying again in {backoff:?}");
                     self.status.trouble(&self.source, Some(format!("{context}: {cause}")));
-                    tokio::time::sleep(backoff).await;
+                    self.clock.sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
                 Err(fatal @ ReceiveError::Fatal { .. }) => return Err(fatal.to_string()),
@@ -82,7 +82,7 @@ impl Ingest {
                         self.status.trouble(JOURNAL, Some(format!("{full}; sources are not acknowledged until there is room")));
                     }
                     // Either way the append is tried again.
-                    let _ = tokio::time::timeout(FULL_RETRY, self.journal.wait_for_room()).await;
+                    let _ = within(&*self.clock, FULL_RETRY, self.journal.wait_for_room()).await;
                 }
                 Err(error) => return Err(error.to_string()),
             }

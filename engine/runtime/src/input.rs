@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::admission::Admission;
+use crate::clock::{Clock, within};
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::ingest::{Done, Ingest, run_all};
@@ -67,8 +68,8 @@ impl Intake {
 
     /// Waits until receivers that were told to stop have done so: what they took is durable and acknowledged. One that waits for
     /// room in a full journal is cut off after `patience`: its sender was told nothing and sends again.
-    pub(crate) async fn ended(mut self, patience: Duration) {
-        if tokio::time::timeout(patience, &mut self.task).await.is_err() {
+    pub(crate) async fn ended(mut self, clock: &dyn Clock, patience: Duration) {
+        if within(clock, patience, &mut self.task).await.is_none() {
             self.task.abort();
         }
     }

@@ -6,27 +6,34 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_checkpoint::Fact;
+use fieldstream_checkpoint::{Fact, StoreError};
 use fieldstream_engine_api::{Log, LogBatch, LogError, LogEvent};
+use fieldstream_journal::Journal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::assign::Owned;
+use crate::clock::{Beat, within};
 use crate::decisions;
 use crate::engine::Engine;
 use crate::error::PipelineError;
 use crate::event::{DurableShare, Event, PartitionEvent};
+use crate::giving_up::Overtaken;
 use crate::input;
 use crate::ledger::Ledger;
 use crate::queue::Work;
 use crate::reload::Terms;
+use crate::savepoint::Saving;
 use crate::shard::{Outlet, Ready, Remove};
-use crate::sink_task::SinkWork;
+use crate::sink_task::{SinkHandle, SinkWork};
 use crate::spec::{PipelineParts, PipelineSpec};
 use crate::status::{State, Status};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// Time between two checkpoints while the journal is full: only checkpoints make room in it.
+const HURRY: Duration = Duration::from_millis(500);
 
 /// The part of the node that has trouble when the log does not answer.
 const LOG: &str = "log";
@@ -47,19 +54,13 @@ pub struct Report {
     pub ledger: Ledger,
 }
 
-pub(crate) struct SinkHandle {
-    pub(crate) name: Arc<str>,
-    pub(crate) work: mpsc::UnboundedSender<SinkWork>,
-    task: JoinHandle<()>,
-}
-
 /// The coordinator.
 pub(crate) struct Coordinator<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) spec: Arc<PipelineSpec>,
     pub(crate) number: u32,
     pub(crate) log: Box<dyn Log>,
-    finite: bool,
+    pub(crate) finite: bool,
     pub(crate) sinks: Vec<SinkHandle>,
     pub(crate) outlet: Outlet,
     pub(crate) owned: BTreeMap<u32, Owned>,
@@ -78,10 +79,14 @@ pub(crate) struct Coordinator<'a> {
     heard_at: Duration,
     /// Partitions that step row by row below an offset after a panic.
     pub(crate) stepping: BTreeMap<u32, u64>,
+    /// Partitions that somebody else has and the log has not taken away.
+    pub(crate) overtaken: BTreeMap<u32, Overtaken>,
     /// Deadline of the drain on the monotonic clock.
     drain_until: Option<Duration>,
-    /// Deletions of old checkpoints under way.
-    pub(crate) prunes: Vec<JoinHandle<()>>,
+    /// Deletions of old checkpoints under way, with their partitions.
+    pub(crate) prunes: Vec<(u32, JoinHandle<()>)>,
+    /// A savepoint under way.
+    pub(crate) saving: Option<Saving>,
 }
 
 /// Runs a pipeline to its end, or until it is told to stop. `digest` has a line `part=hash` for each part of the plan that results
@@ -110,6 +115,7 @@ impl Coordinator<'_> {
             Ok(()) => self.close().await,
             Err(error) => Err(error),
         };
+        let closed = closed.map_err(|error| self.told_cause(error));
         self.abandon().await;
         if let Err(error) = closed {
             let mut inner = self.status.lock();
@@ -125,53 +131,81 @@ impl Coordinator<'_> {
 
     /// Handles whatever happens until the pipeline is done. May be dropped, to be given up.
     pub(crate) async fn work(&mut self) -> Result<(), PipelineError> {
-        let mut checkpoints = tokio::time::interval(self.spec.checkpoint.interval.max(Duration::from_millis(10)));
-        checkpoints.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        checkpoints.tick().await;
+        let clock = Arc::clone(&self.engine.clock);
+        let mut checkpoints = Beat::new(&*clock, self.spec.checkpoint.interval.max(Duration::from_millis(10)));
         let quarter = self.spec.time.idle_after.map_or(Duration::from_secs(3600), |idle| (idle / 4).max(Duration::from_millis(10)));
-        let mut silence = tokio::time::interval(quarter);
-        silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut silence = Beat::new(&*clock, quarter);
+        let mut hurry = Beat::new(&*clock, HURRY);
         let mut backoff = FIRST_BACKOFF;
         let mut tight = self.engine.tight.clone();
         while !self.is_done() {
             // Not a sleep of its own length: whatever happens meanwhile, such as a checkpoint's time, would begin it anew.
-            let silent_left = (self.heard_at + SILENT_END).saturating_sub(self.engine.clock.monotonic());
-            let drain_left = self.drain_until.map(|until| until.saturating_sub(self.engine.clock.monotonic()));
+            let silent_left = (self.heard_at + SILENT_END).saturating_sub(clock.monotonic());
+            let drain_left = self.drain_until.map(|until| until.saturating_sub(clock.monotonic()));
+            let overtaken_left = self.overtaken_left();
+            // In a fixed order, so that a run can be repeated: what is rare and short first; then events, of which there are only as
+            // many as the log's batches and their commits make; the log, which may always have something, after them.
             tokio::select! {
-                event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
-                polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => match polled {
-                    Ok(event) => {
-                        if backoff > FIRST_BACKOFF {
-                            self.status.trouble(LOG, None);
-                        }
-                        backoff = FIRST_BACKOFF;
-                        self.on_log(event).await?;
-                    }
-                    Err(LogError::Retry { context, cause }) => {
-                        tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
-                        self.status.trouble(LOG, Some(format!("{context}: {cause}")));
-                        tokio::time::sleep(backoff).await;
-                        backoff = (backoff * 2).min(MAX_BACKOFF);
-                    }
-                    Err(error) => return Err(error.into()),
-                },
-                () = tokio::time::sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
-                _ = checkpoints.tick(), if !self.on_trial() => self.all_progress(|_| Fact::SnapshotDue),
-                _ = silence.tick(), if !self.finite && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
-                // Without a budget the other end is gone, and this branch with it.
-                Ok(()) = tight.changed() => {}
+                biased;
                 changed = self.stop.changed(), if !self.stopped => {
                     self.stopped = changed.is_err() || *self.stop.borrow();
                     if self.stopped {
                         self.begin_drain();
                     }
                 }
-                () = tokio::time::sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
+                () = clock.sleep(overtaken_left.unwrap_or_default()), if overtaken_left.is_some() => self.claim_again().await?,
+                () = clock.sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
                     return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
                 }
+                () = checkpoints.next(&*clock), if !self.on_trial() => self.all_progress(|_| Fact::SnapshotDue),
+                event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
+                () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
+                () = hurry.next(&*clock), if self.must_hurry() => self.all_progress(|_| Fact::SnapshotDue),
+                // Without a budget the other end is gone, and this branch with it.
+                Ok(()) = tight.changed() => {}
+                polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => self.on_polled(polled, &mut backoff).await?,
+                () = clock.sleep(silent_left), if self.ends.is_some() && !self.draining && self.owned.values().all(|o| !o.paused) => self.end_silent().await?,
             }
         }
         Ok(())
+    }
+
+    /// A sink task that is gone has said why.
+    fn told_cause(&mut self, error: PipelineError) -> PipelineError {
+        if !matches!(error, PipelineError::Gone(_)) {
+            return error;
+        }
+        let told = std::iter::from_fn(|| self.events.try_recv().ok());
+        let cause = told.filter_map(|event| match event {
+            Event::SinkFailed { sink, error } => Some(PipelineError::Sink { sink, error }),
+            _ => None,
+        });
+        cause.last().unwrap_or(error)
+    }
+
+    /// What the log gave; trouble with it is waited out.
+    async fn on_polled(&mut self, polled: Result<LogEvent, LogError>, backoff: &mut Duration) -> Result<(), PipelineError> {
+        match polled {
+            Ok(event) => {
+                if std::mem::replace(backoff, FIRST_BACKOFF) > FIRST_BACKOFF {
+                    self.status.trouble(LOG, None);
+                }
+                self.on_log(event).await
+            }
+            Err(LogError::Retry { context, cause }) => {
+                tracing::warn!(pipeline = %self.spec.name, "{context}: {cause}; trying again in {backoff:?}");
+                self.status.trouble(LOG, Some(format!("{context}: {cause}")));
+                self.engine.clock.sleep(*backoff).await;
+                *backoff = (*backoff * 2).min(MAX_BACKOFF);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The journal is full, and checkpoints may be made.
+    fn must_hurry(&self) -> bool {
+        !self.on_trial() && self.engine.opened_journal().is_some_and(Journal::is_full)
     }
 
     fn input_ended(&self) -> bool {
@@ -186,19 +220,16 @@ impl Coordinator<'_> {
         match event {
             LogEvent::Assigned(assignments) => {
                 for assignment in assignments {
-                    self.assign(assignment).await?;
+                    self.take_over(assignment).await?;
                 }
                 self.assigned = true;
                 self.note_trial();
                 // They may have ended before the partitions were ours, with nothing more to come.
                 self.end_after_receivers().await?;
             }
-            LogEvent::Revoked(partitions) => {
-                for partition in partitions {
-                    self.revoke(partition).await;
-                }
-            }
+            LogEvent::Revoked(partitions) => self.give_up(&partitions).await,
             LogEvent::Batch(batch) => self.on_batch(batch).await?,
+            LogEvent::Lost { partition, next_offset, payloads } => self.on_lost(partition, next_offset, payloads),
             LogEvent::EndOfInput { partition, next_offset } => self.end_input(partition, next_offset).await?,
         }
         Ok(())
@@ -207,14 +238,14 @@ impl Coordinator<'_> {
     async fn on_batch(&mut self, batch: LogBatch) -> Result<(), PipelineError> {
         let (partition, next_offset) = (batch.partition, batch.next_offset);
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-        owned.enqueued.next_offset = next_offset;
+        owned.enqueue_to(next_offset);
         owned.quiet_ticks = 0;
         self.heard_at = self.engine.clock.monotonic();
         let ready = owned.queue.push(Work::Batch(batch));
         if !owned.paused && owned.queue.bytes() >= self.engine.options.queue_bytes {
             owned.paused = true;
             self.log.pause(partition, true);
-            self.note_backpressure(partition, true);
+            self.status.backpressure(partition, self.engine.clock.monotonic(), true);
         }
         if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
             status.read_to = next_offset;
@@ -223,14 +254,6 @@ impl Coordinator<'_> {
             self.send_token(partition);
         }
         self.end_after_receivers().await
-    }
-
-    fn note_backpressure(&self, partition: u32, begins: bool) {
-        let now = self.engine.clock.monotonic();
-        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
-            let since = std::mem::replace(&mut status.paused_since, begins.then_some(now));
-            status.paused_for += since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
-        }
     }
 
     /// When all receivers have ended, a partition ends where the journal ends.
@@ -257,7 +280,7 @@ impl Coordinator<'_> {
     async fn end_input(&mut self, partition: u32, next_offset: u64) -> Result<(), PipelineError> {
         let Some(owned) = self.owned.get_mut(&partition).filter(|o| !o.ended) else { return Ok(()) };
         owned.ended = true;
-        owned.enqueued.next_offset = next_offset;
+        owned.enqueue_to(next_offset);
         if owned.end_decided.is_none_or(|offset| offset < next_offset) {
             self.decide(partition, decisions::end_of_input(next_offset)).await?;
         }
@@ -270,7 +293,8 @@ impl Coordinator<'_> {
     /// Makes a decision durable, then lets the partition carry it out.
     async fn decide(&mut self, partition: u32, decision: fieldstream_checkpoint::Decision) -> Result<(), PipelineError> {
         let Some(owned) = self.owned.get_mut(&partition) else { return Ok(()) };
-        owned.store.append_decision(owned.generation, owned.enqueued.next_decision, &decision).await?;
+        owned.store.append_decision(owned.generation, owned.next_decision, &decision).await?;
+        owned.next_decision += 1;
         owned.enqueued.next_decision += 1;
         if owned.queue.push(Work::Decide(decision)) {
             self.send_token(partition);
@@ -282,7 +306,7 @@ impl Coordinator<'_> {
     async fn silent_ticks(&mut self) -> Result<(), PipelineError> {
         let now_us = self.engine.clock.now_us();
         let mut due = Vec::new();
-        for (partition, owned) in self.owned.iter_mut().filter(|(_, o)| o.has_devices && !o.ended) {
+        for (partition, owned) in self.owned.iter_mut().filter(|(_, o)| o.has_devices && !o.ended && o.is_abreast()) {
             owned.quiet_ticks += 1;
             // After idle_after (four quarters), then every quarter up to twice that, then at doubling distances.
             if (4..=8).contains(&owned.quiet_ticks) || owned.quiet_ticks > 8 && owned.quiet_ticks.is_power_of_two() {
@@ -290,7 +314,13 @@ impl Coordinator<'_> {
             }
         }
         for (partition, offset) in due {
-            self.decide(partition, decisions::tick(offset, now_us)).await?;
+            match self.decide(partition, decisions::tick(offset, now_us)).await {
+                // A tick that was not made has not happened. Time goes on at the next one.
+                Err(PipelineError::Store(StoreError::Full { context, cause })) => {
+                    tracing::warn!(pipeline = %self.spec.name, partition, "time stands still, the disk is full: {context}: {cause}");
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -311,6 +341,12 @@ impl Coordinator<'_> {
                 }
             }
             Event::Durable { sink, shares } => self.on_durable(sink, &shares),
+            Event::Fenced { sink, partition, generation, error } => {
+                if let Some(owned) = self.owned.get(&partition).filter(|owned| owned.generation == generation) {
+                    let assignment = owned.assignment.clone();
+                    self.overtaken(assignment, PipelineError::Sink { sink, error }).await?;
+                }
+            }
             Event::SinkFailed { sink, error } => return Err(PipelineError::Sink { sink, error }),
             // Receivers that were told to stop have not ended: what comes after the next start belongs to the same input, and no
             // window may close for it.
@@ -320,6 +356,7 @@ impl Coordinator<'_> {
                 self.heard_at = self.engine.clock.monotonic();
                 self.end_after_receivers().await?;
             }
+            Event::Savepoint { label, reply } => self.begin_savepoint(label, reply).await,
             Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),
         }
         Ok(())
@@ -341,12 +378,14 @@ impl Coordinator<'_> {
                 if owned.paused && owned.queue.bytes() < self.engine.options.queue_bytes / 2 {
                     owned.paused = false;
                     self.log.pause(partition, false);
-                    self.note_backpressure(partition, false);
+                    self.status.backpressure(partition, self.engine.clock.monotonic(), false);
                 }
                 self.progress(partition, Fact::TurnDone { mark: complete_to });
                 self.drain_partition(partition);
             }
-            PartitionEvent::Panicked { node, message, position } => self.recover(partition, node, message, position).await?,
+            PartitionEvent::Panicked { node, message, position, reached } => {
+                self.recover(partition, (node, message), position, reached).await?;
+            }
             PartitionEvent::Failed { error } => return Err(PipelineError::Cold { partition, error }),
             PartitionEvent::Snapshot { data, state_bytes } => self.snapshot_taken(partition, *data, state_bytes),
             PartitionEvent::Stored(result) => self.snapshot_stored(partition, result)?,
@@ -440,10 +479,10 @@ impl Coordinator<'_> {
         // A sink lets go of its locks and connections when its task is gone: who comes next may need them.
         for sink in self.sinks.drain(..) {
             sink.task.abort();
-            let _ = tokio::time::timeout(self.engine.options.drain_deadline, sink.task).await;
+            let _ = within(&*self.engine.clock, self.engine.options.drain_deadline, sink.task).await;
         }
         // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
-        let prunes = futures::future::join_all(std::mem::take(&mut self.prunes));
-        let _ = tokio::time::timeout(self.engine.options.drain_deadline, prunes).await;
+        let prunes = futures::future::join_all(self.prunes.drain(..).map(|(_, prune)| prune));
+        let _ = within(&*self.engine.clock, self.engine.options.drain_deadline, prunes).await;
     }
 }

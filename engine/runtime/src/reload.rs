@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
 use crate::assign::Owned;
+use crate::clock::{Clock, within};
 use crate::pipeline::Coordinator;
 use crate::spec::PipelineParts;
 
@@ -163,10 +164,10 @@ impl Trial {
     ///
     /// # Errors
     /// What had not happened in time.
-    pub(crate) async fn judge(&self, patience: Duration) -> Result<(), String> {
+    pub(crate) async fn judge(&self, clock: &dyn Clock, patience: Duration) -> Result<(), String> {
         let mut stage = self.stage.subscribe();
         // The sender is ours, so waiting ends with the stage or the time.
-        let _ = tokio::time::timeout(patience, stage.wait_for(|stage| *stage == Stage::Passed)).await;
+        drop(within(clock, patience, stage.wait_for(|stage| *stage == Stage::Passed)).await);
         if *stage.borrow() == Stage::Starting {
             return Err(format!("within {patience:?} not every partition was taken over and every sink had committed"));
         }
@@ -196,20 +197,22 @@ impl Coordinator<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
 
     #[tokio::test]
     async fn a_plan_passes_with_its_first_rows_or_with_nothing_to_do() {
+        let clock = SystemClock::default();
         let long = Duration::from_secs(600);
         let trial = Trial::default();
         trial.note(false, true);
         assert!(trial.is_open(), "rows through one partition are not enough");
         trial.note(true, true);
-        assert_eq!((trial.judge(long).await, trial.is_open()), (Ok(()), false));
+        assert_eq!((trial.judge(&clock, long).await, trial.is_open()), (Ok(()), false));
         let idle = Trial::default();
         idle.note(true, false);
         assert!(idle.is_open());
-        assert_eq!((idle.judge(Duration::ZERO).await, idle.is_open()), (Ok(()), false));
+        assert_eq!((idle.judge(&clock, Duration::ZERO).await, idle.is_open()), (Ok(()), false));
         let stuck = Trial::default();
-        assert!(stuck.judge(Duration::ZERO).await.is_err_and(|why| why.contains("every sink")) && stuck.is_open());
+        assert!(stuck.judge(&clock, Duration::ZERO).await.is_err_and(|why| why.contains("every sink")) && stuck.is_open());
     }
 }

@@ -30,14 +30,14 @@ impl Rig {
 
     /// Parts whose log goes on to its end.
     fn parts(&self) -> PipelineParts {
-        parts(&self.service, 0, None)
+        parts(&self.service, 0, &[])
     }
 
     /// Parts whose log gives nothing beyond [`AT`]; says so when it is there.
     fn waiting(&self) -> (PipelineParts, watch::Receiver<bool>) {
         let (reached, there) = watch::channel(false);
         let mut parts = self.parts();
-        let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison: None, stop: Some((AT, reached)) };
+        let log = MemoryLog { stop: Some((AT, reached)), ..memory_log(&[]) };
         parts.input = Input::Log { log: Box::new(log), finite: true };
         (parts, there)
     }
@@ -115,7 +115,7 @@ fn a_swap_goes_on_where_every_mark_and_the_last_checkpoint_are() {
     let next = move || {
         // The old plan is drained here, and the new one does not run yet.
         *seen.lock().unwrap() = service.lock().unwrap().marks.clone();
-        rarely(parts(&service, 0, None))
+        rarely(parts(&service, 0, &[]))
     };
     let (report, verdict) = rig.run(rarely(first), there, || panic!("the old plan does not come back"), next, false);
     let report = report.unwrap();
@@ -136,7 +136,7 @@ fn a_plan_whose_sink_fails_is_taken_back_and_nothing_is_lost_or_doubled() {
     let rig = Rig::new();
     let (first, there) = rig.waiting();
     let (again, next) = (Arc::clone(&rig.service), Arc::clone(&rig.service));
-    let (report, verdict) = rig.run(rarely(first), there, move || rarely(parts(&again, 0, None)), move || parts(&next, 1, None), false);
+    let (report, verdict) = rig.run(rarely(first), there, move || rarely(parts(&again, 0, &[])), move || parts(&next, 1, &[]), false);
     assert!(matches!(&verdict, Verdict::Reverted(why) if why.contains("told to die")), "{verdict:?}");
     assert_exact(&rig.service.lock().unwrap(), &[]);
     let report = report.unwrap();
@@ -178,7 +178,7 @@ fn a_plan_that_does_not_come_up_in_time_is_taken_back() {
         let (first, there) = rig.waiting();
         let (again, next, seen) = (Arc::clone(&rig.service), Arc::clone(&rig.service), Arc::clone(&rig.service));
         let next = move || {
-            let mut parts = parts(&next, 0, None);
+            let mut parts = parts(&next, 0, &[]);
             parts.sinks[1] = SinkBox(Box::new(Stuck { opens }));
             parts
         };
@@ -186,7 +186,7 @@ fn a_plan_that_does_not_come_up_in_time_is_taken_back() {
         let before = Arc::clone(&rows);
         let again = move || {
             *before.lock().unwrap() = seen.lock().unwrap().rows.len() as u64;
-            parts(&again, 0, None)
+            parts(&again, 0, &[])
         };
         let (report, verdict) = rig.run(first, there, again, next, false);
         assert!(matches!(&verdict, Verdict::Reverted(why) if why.contains("every partition")), "{verdict:?}");
@@ -209,7 +209,7 @@ fn state_without_a_place_is_left_out_only_where_that_is_accepted() {
     let rig = Rig::new();
     let (first, there) = rig.waiting();
     let (again, next) = (Arc::clone(&rig.service), Arc::clone(&rig.service));
-    let (report, verdict) = rig.run(first, there, move || parts(&again, 0, None), move || renamed(parts(&next, 0, None)), false);
+    let (report, verdict) = rig.run(first, there, move || parts(&again, 0, &[]), move || renamed(parts(&next, 0, &[])), false);
     assert!(matches!(&verdict, Verdict::Reverted(why) if why.contains("state would be lost: count/0")), "{verdict:?}");
     assert_exact(&rig.service.lock().unwrap(), &[]);
     assert!(report.unwrap().ledger.balanced);
@@ -217,7 +217,7 @@ fn state_without_a_place_is_left_out_only_where_that_is_accepted() {
     let rig = Rig::new();
     let (first, there) = rig.waiting();
     let next = Arc::clone(&rig.service);
-    let next = move || rarely(renamed(parts(&next, 0, None)));
+    let next = move || rarely(renamed(parts(&next, 0, &[])));
     let (report, verdict) = rig.run(rarely(first), there, || panic!("the old plan does not come back"), next, true);
     assert_eq!(verdict, Verdict::Applied);
     assert!(report.unwrap().ledger.balanced);
@@ -242,7 +242,7 @@ fn sinks_that_come_and_go_leave_the_account_balanced() {
     let more: Arc<Mutex<Service>> = Arc::default();
     let (next, other) = (Arc::clone(&rig.service), Arc::clone(&more));
     let next = move || {
-        let mut parts = parts(&next, 0, None);
+        let mut parts = parts(&next, 0, &[]);
         let mut twin = parts.spec.graph.sinks[0].clone();
         twin.name = "more".into();
         // Before the others: every sink has another number now.
@@ -268,9 +268,9 @@ fn another_log_is_not_read() {
     let (again, next) = (Arc::clone(&rig.service), Arc::clone(&rig.service));
     let next = move || {
         let receivers: Vec<(usize, Box<dyn Receiver>)> = vec![(0, Box::new(Paced { from: 0, to: 10, go: None }))];
-        PipelineParts { input: Input::Receivers(receivers), ..parts(&next, 0, None) }
+        PipelineParts { input: Input::Receivers(receivers), ..parts(&next, 0, &[]) }
     };
-    let (report, verdict) = rig.run(first, there, move || parts(&again, 0, None), next, false);
+    let (report, verdict) = rig.run(first, there, move || parts(&again, 0, &[]), next, false);
     assert!(matches!(&verdict, Verdict::Reverted(why) if why.contains("another pipeline name")), "{verdict:?}");
     assert_exact(&rig.service.lock().unwrap(), &[]);
     assert!(report.unwrap().ledger.balanced);
@@ -295,7 +295,7 @@ impl Receiver for Paced {
             half.send_replace(true);
             go.wait_for(|go| *go).await.unwrap();
         }
-        let text = payload(0, self.from, None);
+        let text = payload(0, self.from, &[]);
         let entry = PayloadEntry { offset: self.from, start: 0, len: text.len() as u32, ingest_us: None };
         let block = PayloadBlock { data: text.into(), entries: vec![entry], ..PayloadBlock::default() };
         self.from += 1;
@@ -320,7 +320,7 @@ fn receivers_go_on_while_the_plan_is_swapped() {
         // The rest comes when nobody reads.
         go.send_replace(true);
         let idle: Box<dyn Receiver> = Box::new(Paced { from: 0, to: 0, go: None });
-        PipelineParts { input: Input::Receivers(vec![(0, idle)]), ..parts(&next, 0, None) }
+        PipelineParts { input: Input::Receivers(vec![(0, idle)]), ..parts(&next, 0, &[]) }
     };
     let (report, verdict) = rig.run(first, there, || panic!("the old plan does not come back"), next, false);
     let report = report.unwrap();

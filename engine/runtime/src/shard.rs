@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::fut::wrap_future;
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message};
 use fieldstream_engine_api::{Generation, LogBatch, SinkRows};
 use tokio::sync::{mpsc, oneshot};
 
@@ -188,7 +189,8 @@ impl Handler<Ready> for Shard {
             }
             NextTurn::Wait => {
                 if !std::mem::replace(&mut hosted.waits, true) {
-                    ctx.notify_later(Overdue { id: message.id }, hosted.turn.max_wait);
+                    let wait = wrap_future::<_, Self>(hosted.partition.clock().sleep(hosted.turn.max_wait));
+                    ctx.spawn(wait.map(move |(), _, ctx| ctx.notify(Overdue { id: message.id })));
                 }
                 hosted.queue.unschedule();
                 // What came in between may be what it waits for, and then nobody else sends the token.
@@ -213,11 +215,13 @@ impl Hosted {
     fn take_turn(&mut self, work: Work) {
         let partition = &mut self.partition;
         let digest = &self.outlet.digest;
+        let reached = if let Work::Batch(batch) = &work { batch.next_offset } else { partition.complete_to().next_offset };
         let turn = catch_unwind(AssertUnwindSafe(|| match work {
             Work::Batch(batch) => Ok((partition.turn(batch)?, None)),
             Work::Decide(decision) => Ok((vec![partition.decide(&decision)?], None)),
+            Work::Lost { next_offset, payloads } => Ok((partition.lost(next_offset, payloads)?, None)),
             Work::CatchUp => Ok((partition.catch_up()?, None)),
-            Work::Snapshot => Ok((Vec::new(), Some((Box::new(partition.snapshot(digest)?), partition.state_bytes())))),
+            Work::Snapshot(kind) => Ok((Vec::new(), Some((Box::new(partition.snapshot_of(digest, kind)?), partition.state_bytes())))),
         }));
         match turn {
             Ok(Err(error)) => {
@@ -234,7 +238,7 @@ impl Hosted {
                 self.poisoned = true;
                 let node = self.partition.graph().running().unwrap_or("ingress").to_owned();
                 let position = self.partition.stepping_at();
-                self.tell(PartitionEvent::Panicked { node, message: panic_message(&*panic), position });
+                self.tell(PartitionEvent::Panicked { node, message: panic_message(&*panic), position, reached });
             }
         }
     }

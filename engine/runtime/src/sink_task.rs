@@ -10,7 +10,7 @@ use fieldstream_engine_api::{Committed, Generation, Mark, PartitionKey, Sink, Si
 use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::event::{DurableShare, Event};
 use crate::queue::OutputRoom;
 use crate::spec::Gather;
@@ -53,6 +53,8 @@ pub enum SinkWork {
     Forget {
         /// Partition number.
         partition: u32,
+        /// Told when nothing of it will be committed any more.
+        done: oneshot::Sender<()>,
     },
     /// End.
     Close {
@@ -127,6 +129,13 @@ impl Lane {
     }
 }
 
+/// A running sink task, as its coordinator holds it.
+pub(crate) struct SinkHandle {
+    pub(crate) name: Arc<str>,
+    pub(crate) work: mpsc::UnboundedSender<SinkWork>,
+    pub(crate) task: tokio::task::JoinHandle<()>,
+}
+
 /// What all sink tasks of a pipeline share.
 #[derive(Clone)]
 pub struct SinkShared {
@@ -187,7 +196,7 @@ impl SinkTask {
             let work = match self.time_left() {
                 None => queue.recv().await,
                 Some(left) if left.is_zero() => queue.try_recv().ok(),
-                Some(left) => tokio::time::timeout(left, queue.recv()).await.unwrap_or_default(),
+                Some(left) => within(&*self.clock, left, queue.recv()).await.flatten(),
             };
             let idle = work.is_none();
             if idle && queue.is_closed() && queue.is_empty() {
@@ -243,12 +252,14 @@ impl SinkTask {
                 self.waiting.newest_event_us = event_us.max(self.waiting.newest_event_us);
             }
             SinkWork::Flush => self.waiting.eager = true,
-            SinkWork::Forget { partition } => {
+            SinkWork::Forget { partition, done } => {
                 if let Some(lane) = self.waiting.lanes.remove(&partition) {
                     self.waiting.rows -= lane.waiting_rows() as usize;
                     self.stats.queued.fetch_sub(lane.waiting_rows() + lane.skipped, Ordering::Relaxed);
                     self.room.give_back(lane.bytes);
                 }
+                // Not everybody waits for it.
+                let _ = done.send(());
             }
             SinkWork::Close { reply } => return Some(reply),
         }
@@ -261,7 +272,7 @@ impl SinkTask {
             match self.sink.open(&key, generation).await {
                 Err(SinkError::Retry { context, cause }) => {
                     tracing::warn!(sink = %self.name, "{context}: {cause}; trying again in {backoff:?}");
-                    tokio::time::sleep(backoff).await;
+                    self.clock.sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
                 other => break other?,
@@ -316,7 +327,7 @@ impl SinkTask {
             return Ok(());
         }
         self.stats.trying_since_ms.store(self.clock.monotonic().as_millis().max(1) as u64, Ordering::Relaxed);
-        let committed = self.commit_until_it_holds(&batches).await?;
+        let committed = self.commit_until_it_holds(batches).await?;
         self.stats.trying_since_ms.store(0, Ordering::Relaxed);
         self.stats.queued.fetch_sub(shares.values().sum(), Ordering::Relaxed);
         self.observe(rows);
@@ -343,23 +354,36 @@ impl SinkTask {
         }
     }
 
-    async fn commit_until_it_holds(&mut self, batches: &[SinkBatch]) -> Result<Vec<Committed>, SinkError> {
+    async fn commit_until_it_holds(&mut self, mut batches: Vec<SinkBatch>) -> Result<Vec<Committed>, SinkError> {
         let mut backoff = FIRST_BACKOFF;
-        loop {
+        while !batches.is_empty() {
             let start = self.clock.monotonic();
-            let outcome = self.sink.commit(batches).await;
+            let outcome = self.sink.commit(&batches).await;
             let spent = self.clock.monotonic().saturating_sub(start);
             self.stats.commit_seconds.observe(spent.as_secs_f64());
             match outcome {
                 Err(SinkError::Retry { context, cause }) => {
                     self.stats.retries.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(sink = %self.name, "{context}: {cause}; trying again in {backoff:?}");
-                    tokio::time::sleep(backoff).await;
+                    self.clock.sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
+                Err(error @ SinkError::Fenced { .. }) => self.drop_fenced(error, &mut batches)?,
                 other => return other,
             }
         }
+        Ok(Vec::new())
+    }
+
+    /// A partition has a newer owner: what is here of it is that owner's to write. The others go on.
+    fn drop_fenced(&mut self, error: SinkError, batches: &mut Vec<SinkBatch>) -> Result<(), SinkError> {
+        let SinkError::Fenced { partition, .. } = &error else { return Err(error) };
+        let number = partition.partition;
+        let index = batches.iter().position(|batch| batch.partition == *partition);
+        let (Some(index), Some(lane)) = (index, self.waiting.lanes.remove(&number)) else { return Err(error) };
+        batches.remove(index);
+        let _ = self.events.send(Event::Fenced { sink: Arc::clone(&self.name), partition: number, generation: lane.generation, error });
+        Ok(())
     }
 }
 

@@ -8,11 +8,12 @@ use std::time::Duration;
 use fieldstream_engine_api::{LogId, Mark};
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::digest::short;
 use crate::durations::Durations;
 use crate::engine::Engine;
+use crate::event::Event;
 use crate::graph::NodeMeter;
 use crate::ledger::{Ledger, SinkTotals, Totals};
 use crate::queue::PartitionQueue;
@@ -107,6 +108,12 @@ pub struct SinkStatus {
 }
 
 impl SinkStatus {
+    /// A sink that has done nothing yet.
+    #[must_use]
+    pub fn new(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> Self {
+        Self { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
+    }
+
     /// Rows of all partitions.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -137,6 +144,8 @@ pub struct StatusInner {
     pub checkpoints: Durations,
     /// Its plan, and how it came to it.
     pub plan: PlanStatus,
+    /// Where its coordinator listens, once it runs.
+    pub(crate) inbox: Option<mpsc::UnboundedSender<Event>>,
     /// What goes wrong at the moment and is tried again, by the part of the node it is about.
     pub troubles: BTreeMap<Arc<str>, String>,
 }
@@ -155,14 +164,15 @@ impl Status {
     }
 
     /// A run begins, the first or one with another plan: what the last one showed is past, but for what counts over all of them.
-    pub(crate) fn begin(&self, number: u32, digest: &str) {
+    pub(crate) fn begin(&self, number: u32, digest: &str, inbox: &mpsc::UnboundedSender<Event>) {
         let mut inner = self.lock();
         let before = std::mem::take(&mut *inner);
         let plan = PlanStatus { digest: short(digest), lost: BTreeSet::new(), ..before.plan };
         let (restarts, checkpoints) = (before.restarts, before.checkpoints);
         // Receivers go on, and with them what they wait for; the rest is said again if it is still so.
         let troubles = before.troubles.into_iter().filter(|(part, _)| &**part == crate::ingest::JOURNAL).collect();
-        *inner = StatusInner { number, state: State::Running, restarts, checkpoints, plan, troubles, ..StatusInner::default() };
+        let inbox = Some(inbox.clone());
+        *inner = StatusInner { number, state: State::Running, restarts, checkpoints, plan, inbox, troubles, ..StatusInner::default() };
     }
 
     /// Takes note of what became of a wish for the plan `to` (a digest; `None` where it could not be read), at `now_us`
@@ -181,6 +191,14 @@ impl Status {
         match what {
             Some(what) => drop(troubles.insert(part.into(), what)),
             None => drop(troubles.remove(part)),
+        }
+    }
+
+    /// The log of a partition is paused because its queue is full, or no longer, at `now` on the monotonic clock.
+    pub(crate) fn backpressure(&self, partition: u32, now: Duration, begins: bool) {
+        if let Some(status) = self.lock().partitions.get_mut(&partition) {
+            let since = std::mem::replace(&mut status.paused_since, begins.then_some(now));
+            status.paused_for += since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
         }
     }
 

@@ -48,7 +48,7 @@ impl Operator for Window {
 }
 
 fn window_parts(service: &Arc<Mutex<Service>>, input: Input) -> PipelineParts {
-    let mut parts = parts(service, 0, None);
+    let mut parts = parts(service, 0, &[]);
     let output = Output { name: "".into(), edge: Edge { schema: counted_schema(), key: Space::Device } };
     let window = move |_: &fieldstream_engine_api::BuildContext| {
         let outputs = vec![output.clone()];
@@ -60,7 +60,7 @@ fn window_parts(service: &Arc<Mutex<Service>>, input: Input) -> PipelineParts {
 }
 
 fn log_that_stops(at: Option<(u64, watch::Sender<bool>)>) -> Input {
-    let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison: None, stop: at };
+    let log = MemoryLog { stop: at, ..memory_log(&[]) };
     Input::Log { log: Box::new(log), finite: true }
 }
 
@@ -81,7 +81,7 @@ impl Receiver for Dealer {
         let mut block = PayloadBlock::default();
         let mut data = Vec::new();
         for offset in self.next..to {
-            let text = payload(0, offset, None);
+            let text = payload(0, offset, &[]);
             block.entries.push(PayloadEntry { offset, start: data.len() as u32, len: text.len() as u32, ingest_us: None });
             data.extend_from_slice(text.as_bytes());
         }
@@ -209,7 +209,7 @@ fn rows_that_were_durable_before_a_replay_are_counted_to_the_last() {
         let dir = tempfile::tempdir().unwrap();
         service.lock().unwrap().owner.clear();
         let (_stop, stopped) = watch::channel(false);
-        let (report, _) = on_system(start_stoppable(dir.path(), parts(&service, 0, None), "", stopped));
+        let (report, _) = on_system(start_stoppable(dir.path(), parts(&service, 0, &[]), "", stopped));
         assert_exact(&service.lock().unwrap(), &[]);
         assert!(report.ledger.balanced, "{:?}", report.ledger);
         assert_eq!(report.ledger.delivered["out"], u64::from(PARTITIONS) * PAYLOADS);
@@ -220,7 +220,7 @@ fn rows_that_were_durable_before_a_replay_are_counted_to_the_last() {
 fn a_changed_plan_goes_on_with_its_state_and_says_what_changed() {
     let service = Arc::new(Mutex::new(Service::default()));
     let dir = tempfile::tempdir().unwrap();
-    let counting = |stop| PipelineParts { input: log_that_stops(stop), ..parts(&service, 0, None) };
+    let counting = |stop| PipelineParts { input: log_that_stops(stop), ..parts(&service, 0, &[]) };
     let changes = |digest: &str, stop: Option<u64>| {
         let (sender, stopped) = watch::channel(false);
         let (keep, stop) = (sender.clone(), stop.map(|at| (at, sender)));
@@ -241,7 +241,7 @@ fn old_checkpoints_are_gone_when_a_run_has_ended() {
     let service = Arc::new(Mutex::new(Service::default()));
     let dir = tempfile::tempdir().unwrap();
     let (_stop, stopped) = watch::channel(false);
-    on_system(start_stoppable(dir.path(), parts(&service, 0, None), "", stopped));
+    on_system(start_stoppable(dir.path(), parts(&service, 0, &[]), "", stopped));
     for partition in 0..PARTITIONS {
         let manifests = dir.path().join(format!("state/manifests/test/memory/{partition}"));
         let kept = std::fs::read_dir(&manifests).unwrap_or_else(|e| panic!("{}: {e}", manifests.display())).count();

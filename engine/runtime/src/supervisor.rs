@@ -10,6 +10,7 @@ use std::time::Duration;
 use fieldstream_engine_api::LogId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::clock::Clock;
 use crate::digest::short;
 use crate::engine::Engine;
 use crate::error::PipelineError;
@@ -48,7 +49,7 @@ pub async fn supervise(
     let mut supervisor = Supervisor { engine, settings, reloads, stop, status, parts: Some(parts), intake: None };
     let outcome = supervisor.all_plans(first).await;
     if let Some(intake) = supervisor.intake.take() {
-        intake.stop().await;
+        intake.stop(&*engine.clock).await;
     }
     if let Err(error) = &outcome {
         let mut inner = supervisor.status.lock();
@@ -76,9 +77,9 @@ struct Kept {
 }
 
 impl Kept {
-    async fn stop(self) {
+    async fn stop(self, clock: &dyn Clock) {
         self.stop.send_replace(true);
-        self.intake.ended(GRACE).await;
+        self.intake.ended(clock, GRACE).await;
     }
 }
 
@@ -157,7 +158,7 @@ impl<'a> Supervisor<'a> {
         let patience = self.settings.trial;
         let mut judgement = Box::pin(async move {
             match trial {
-                Some(trial) => trial.judge(patience).await,
+                Some(trial) => trial.judge(&*engine.clock, patience).await,
                 None => std::future::pending().await,
             }
         });
@@ -165,7 +166,9 @@ impl<'a> Supervisor<'a> {
         let mut work = Box::pin(coordinator.work());
         let outcome = loop {
             let left = overdue.map(|at: Duration| at.saturating_sub(engine.clock.monotonic()));
+            // In a fixed order, as the coordinator's: a plan that has ended needs no judgement.
             tokio::select! {
+                biased;
                 outcome = &mut work => break outcome,
                 judged = &mut judgement, if candidacy.is_some() => match (judged, candidacy.take()) {
                     (Ok(()), Some(good)) => self.tell(&good.before.plan, &now.plan, good.reply, Verdict::Applied),
@@ -188,7 +191,7 @@ impl<'a> Supervisor<'a> {
                     overdue = Some(engine.clock.monotonic() + engine.options.drain_deadline + GRACE);
                     halt.send_replace(true);
                 }
-                () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {
+                () = engine.clock.sleep(left.unwrap_or_default()), if left.is_some() => {
                     break Err(PipelineError::GivenUp("it did not drain in time".to_owned()));
                 }
             }
@@ -208,7 +211,7 @@ impl<'a> Supervisor<'a> {
     /// names at a broker.
     async fn open(&mut self, plan: &Blueprint, spec: &PipelineSpec, input: Input) -> Result<Opened, PipelineError> {
         if let Some(other) = self.intake.take_if(|kept| kept.receivers != plan.receivers) {
-            other.stop().await;
+            other.stop(&*self.engine.clock).await;
         }
         let receivers = match input {
             Input::Log { log, finite } => return Ok(Opened { log, finite, receivers: None }),

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use fieldstream_engine_api::Generation;
 use tokio::sync::{mpsc, watch};
 
-use super::{Coordinator, SinkHandle};
+use super::Coordinator;
 use crate::engine::Engine;
 use crate::input::{self, Opened};
 use crate::queue::OutputRoom;
 use crate::reload::Terms;
 use crate::shard::Outlet;
-use crate::sink_task::{SinkShared, SinkStats, SinkTask};
+use crate::sink_task::{SinkHandle, SinkShared, SinkTask};
 use crate::spec::{PipelineSpec, SinkBox};
 use crate::status::{SinkStatus, Status};
 
@@ -37,13 +37,13 @@ impl<'a> Coordinator<'a> {
             clock: Arc::clone(&engine.clock),
         };
         let number = engine.next_pipeline();
-        status.begin(number, digest);
+        status.begin(number, digest, &events.0);
         let (mut sinks, mut outlets) = (Vec::new(), Vec::new());
         for (number, (sink, SinkBox(connection))) in spec.graph.sinks.iter().zip(connections).enumerate() {
             let (work, queue) = mpsc::unbounded_channel();
             let task = SinkTask::new(number, Arc::clone(&sink.name), connection, sink.gather, &shared);
             outlets.push((work.clone(), Arc::clone(&task.stats)));
-            status.lock().sinks.push(sink_status(sink.dead_letter, &sink.name, &task.stats));
+            status.lock().sinks.push(SinkStatus::new(sink.dead_letter, &sink.name, &task.stats));
             sinks.push(SinkHandle { name: Arc::clone(&sink.name), work, task: tokio::spawn(task.run(queue)) });
         }
         if let Some(receivers) = receivers {
@@ -68,13 +68,11 @@ impl<'a> Coordinator<'a> {
             started_at: start,
             heard_at: start,
             stepping: BTreeMap::new(),
+            overtaken: BTreeMap::new(),
             drain_until: None,
             prunes: Vec::new(),
+            saving: None,
             spec: Arc::new(spec),
         }
     }
-}
-
-fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> SinkStatus {
-    SinkStatus { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
 }
