@@ -160,7 +160,7 @@ impl Coordinator<'_> {
                 () = checkpoints.next(&*clock), if !self.on_trial() => self.all_progress(|_| Fact::SnapshotDue),
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
                 () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
-                () = hurry.next(&*clock), if self.must_hurry() => self.all_progress(|_| Fact::SnapshotDue),
+                () = hurry.next(&*clock), if self.must_hurry() => self.all_progress(|_| Fact::RoomWanted),
                 // Without a budget the other end is gone, and this branch with it.
                 Ok(()) = tight.changed() => {}
                 polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => self.on_polled(polled, &mut backoff).await?,
