@@ -239,6 +239,13 @@ pub trait Log: Send {
         false
     }
 
+    /// First offset of a partition that has not been looked at, what belongs to other pipelines included; `None` where that is not
+    /// known, or while something below it waits to be given.
+    fn read_to(&self, partition: u32) -> Option<u64> {
+        let _ = partition;
+        None
+    }
+
     /// Stops or resumes delivery of a partition whose queue is full.
     fn pause(&mut self, partition: u32, paused: bool);
 }

@@ -183,6 +183,11 @@ impl Log for JournalLog {
         Ok(())
     }
 
+    fn read_to(&self, partition: u32) -> Option<u64> {
+        let waits = self.ready.iter().any(|(of, _)| *of == partition);
+        self.parts.get(partition as usize).filter(|_| !waits).map(|part| part.next_offset)
+    }
+
     fn pause(&mut self, partition: u32, paused: bool) {
         if let Some(part) = self.parts.get_mut(partition as usize) {
             part.paused = paused;

@@ -270,6 +270,13 @@ impl Coordinator<'_> {
 
     /// The rest of the journal belongs to other pipelines: nothing more comes for this one.
     async fn end_silent(&mut self) -> Result<(), PipelineError> {
+        let ends = self.ends.iter().flatten();
+        if ends.filter(|(p, _)| self.owned.get(p).is_some_and(|o| !o.ended)).any(|(p, end)| self.log.read_to(*p).is_none_or(|at| at < *end))
+        {
+            // It was silent because nothing was read: a partition was paused, or the disk is slow.
+            self.heard_at = self.engine.clock.monotonic();
+            return Ok(());
+        }
         let open: Vec<(u32, u64)> = self.owned.iter().filter(|(_, o)| !o.ended).map(|(p, o)| (*p, o.enqueued.next_offset)).collect();
         for (partition, offset) in open {
             self.end_input(partition, offset).await?;
