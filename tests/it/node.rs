@@ -124,11 +124,6 @@ impl Node {
         ask(self.admin, path).map(|(_, body)| body)
     }
 
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends `body` to an admin path; gives the body of an answer that is no success as an error.
     pub(crate) fn put(&self, path: &str, body: &str) -> Result<String, String> {
         let said = exchange(self.admin, &format!("PUT {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
