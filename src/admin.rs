@@ -18,6 +18,8 @@ use serde_json::json;
 const MAX_CONNECTIONS: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BODY: usize = 64 << 10;
+/// A savepoint waits for the sinks.
+const SAVEPOINT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A pipeline as the admin server sees it.
 pub(crate) struct Watched {
@@ -56,6 +58,7 @@ pub(crate) fn serve(address: SocketAddr, node: Arc<Node>) -> Result<SocketAddr> 
             .route("/v1/pipelines/{id}/ledger", web::get().to(ledger))
             .route("/v1/pipelines/{id}/graph", web::get().to(picture))
             .route("/v1/pipelines/{id}/devices/{device}", web::get().to(device))
+            .route("/v1/pipelines/{id}/checkpoints", web::post().to(savepoint))
     });
     let server = server.workers(1).max_connections(MAX_CONNECTIONS).client_request_timeout(REQUEST_TIMEOUT).disable_signals();
     let server = server.bind(address).with_context(|| format!("the admin server cannot listen on {address}"))?;
@@ -119,6 +122,26 @@ async fn picture(node: web::Data<Node>, path: web::Path<String>) -> impl Respond
         Some(pipeline) => HttpResponse::Ok().content_type(ContentType::plaintext()).body(graph(&pipeline.plan).mermaid()),
         None => no_pipeline(&path),
     }
+}
+
+/// What a POST to `checkpoints` says.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavepointBody {
+    label: String,
+}
+
+async fn savepoint(node: web::Data<Node>, path: web::Path<String>, body: web::Json<SavepointBody>) -> impl Responder {
+    let Some(pipeline) = node.find(&path) else { return no_pipeline(&path) };
+    let saved = tokio::time::timeout(SAVEPOINT_TIMEOUT, pipeline.status.savepoint(&body.label)).await;
+    let (status, detail) = match saved {
+        Ok(Ok(partitions)) => return HttpResponse::Created().json(json!({ "label": body.label, "partitions": partitions })),
+        Ok(Err(why)) => (409, why),
+        Err(_) => (504, "it becomes true when every sink has committed that far; see `fieldstream checkpoint ls` later".to_owned()),
+    };
+    let body = json!({ "type": "about:blank", "title": "no savepoint", "status": status, "detail": detail });
+    let mut answer = if status == 409 { HttpResponse::Conflict() } else { HttpResponse::GatewayTimeout() };
+    answer.content_type("application/problem+json").body(body.to_string())
 }
 
 async fn device(node: web::Data<Node>, path: web::Path<(String, String)>) -> impl Responder {

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use fieldstream_pipelines::Environment;
 use tracing_subscriber::EnvFilter;
 
+use crate::commands::checkpoint::CheckpointArgs;
 use crate::commands::completions::CompletionsArgs;
 #[cfg(all(feature = "file", feature = "generator", feature = "mqtt", feature = "parquet"))]
 use crate::commands::demo::DemoArgs;
@@ -67,8 +68,10 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Ask the stored readings with SQL.
     Query(QueryArgs),
-    /// Look into a running node.
+    /// Look at state: in the store, as Arrow files, in a running node; check and repair it.
     State(StateArgs),
+    /// List checkpoints, make savepoints, go back to one.
+    Checkpoint(CheckpointArgs),
     /// Look at dead letters and send them again.
     Dlq(DlqArgs),
     /// Print a completion script for a shell.
@@ -110,6 +113,9 @@ pub(crate) struct NodeArgs {
     /// Where state lies.
     #[arg(long, env = "FIELDSTREAM_DATA_DIR", default_value = ".fieldstream", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
+    /// Give up what a log no longer holds, and count it, instead of stopping.
+    #[arg(long)]
+    pub(crate) accept_gap: bool,
     /// Shards; one per core unless given.
     #[arg(long, env = "FIELDSTREAM_SHARDS")]
     pub(crate) shards: Option<usize>,

@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod dlq;
 mod exit;
+mod node_client;
 mod output;
 mod plans;
 

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod checkpoint;
 pub(crate) mod completions;
 #[cfg(all(feature = "file", feature = "generator", feature = "mqtt", feature = "parquet"))]
 pub(crate) mod demo;
@@ -13,6 +14,7 @@ pub(crate) mod query;
 pub(crate) mod run;
 mod schema;
 pub(crate) mod state;
+mod store;
 pub(crate) mod test;
 
 use std::process::ExitCode;
@@ -34,6 +36,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Generate(args) => generate::generate(&args),
         Command::Query(args) => query::query(&args),
         Command::State(args) => state::state(&args),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&args),
         #[cfg(all(feature = "file", feature = "generator", feature = "mqtt", feature = "parquet"))]
         Command::Demo(args) => demo::demo(&args),
         Command::Dlq(args) => dlq::dlq(&args),

@@ -52,6 +52,7 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     let finite = plans.iter().zip(&parts).all(|(plan, parts)| ends_by_itself(plan, parts));
     let mut options = EngineOptions::new(args.node.data_dir.clone());
     options.shards = args.node.shards.unwrap_or(options.shards);
+    options.accept_gap = args.node.accept_gap;
     options.memory_budget = args.node.memory_budget;
     options.journal.budget_bytes = args.node.journal_budget.unwrap_or(options.journal.budget_bytes);
     let engine = Engine::start(options, Arc::new(SystemClock::default())).await.context("the data directory cannot be used")?;

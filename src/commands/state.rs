@@ -1,21 +1,21 @@
-//! `fieldstream state inspect`: what a running node keeps of one device, asked over its admin server.
+//! `fieldstream state`: what is kept of devices, in the store and in a running node.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use fieldstream_checkpoint::CheckpointStore;
+use fieldstream_checkpoint::fsck::{Finding, Kind, Repair};
+use fieldstream_checkpoint::list::short;
+use serde_json::json;
 
 use crate::commands::run::ADMIN;
+use crate::commands::store::{StoreArgs, block_on};
+use crate::exit::{FAILED, WrongUsage};
+use crate::node_client::{encoded, request};
 use crate::output;
-
-const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// More than a device with thousands of series takes.
-const MAX_ANSWER: u64 = 64 << 20;
 
 /// Arguments of `state`.
 #[derive(Debug, Args)]
@@ -26,8 +26,23 @@ pub(crate) struct StateArgs {
 
 #[derive(Debug, Subcommand)]
 enum StateCommand {
-    /// Print partition, slots, position and the state of every operator for one device.
+    /// List the partitions that have state, with their newest checkpoint.
+    Ls(LsArgs),
+    /// Ask a running node for one device: partition, slots, position and the state of every operator.
     Inspect(InspectArgs),
+    /// Write the state of partitions as Arrow files.
+    Export(ExportArgs),
+    /// Read every file of the state and of the journal: what is damaged, what is left over, what can be used.
+    Fsck(FsckArgs),
+}
+
+#[derive(Debug, Args)]
+struct LsArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// One JSON object per partition.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -42,67 +57,163 @@ struct InspectArgs {
     admin: SocketAddr,
 }
 
+#[derive(Debug, Args)]
+struct ExportArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Label of a savepoint, or a checkpoint as `checkpoint ls` names it; the newest unless given.
+    #[arg(long)]
+    checkpoint: Option<String>,
+    /// Folder to write into: one folder per partition.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// One JSON object per partition, with the files written.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct FsckArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Delete what is certainly garbage. The node must be stopped.
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: also move aside what is damaged, so that the next start goes on with what is left.
+    #[arg(long, requires = "repair")]
+    accept_state_loss: bool,
+    /// One JSON object per partition and one for the journal.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Does what the arguments say.
 pub(crate) fn state(args: &StateArgs) -> Result<ExitCode> {
-    let StateCommand::Inspect(inspect) = &args.command;
-    let path = format!("/v1/pipelines/{}/devices/{}", encoded(&inspect.pipeline), encoded(&inspect.device));
-    let (status, body) = get(inspect.admin, &path)?;
-    let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if status != 200 {
-        let why = ["detail", "title"].iter().find_map(|member| answer.get(member)?.as_str()).unwrap_or("no reason given");
-        bail!("the node at {} answered {status}: {why}", inspect.admin);
+    match &args.command {
+        StateCommand::Ls(args) => block_on(list(args)),
+        StateCommand::Inspect(args) => inspect(args),
+        StateCommand::Export(args) => block_on(export(args)),
+        StateCommand::Fsck(args) => block_on(fsck(args)),
     }
-    output::json_pretty(&answer)?;
+}
+
+async fn list(args: &LsArgs) -> Result<ExitCode> {
+    for partition in args.store.partitions().await? {
+        let listed = partition.list().await?;
+        let newest = listed.iter().rev().find(|c| !c.void && c.problem.is_none());
+        if args.json {
+            output::json_line(&json!({ "partition": partition.key(), "checkpoints": listed.len(), "newest": newest }))?;
+            continue;
+        }
+        let text = match newest {
+            None => "no checkpoint".to_owned(),
+            Some(newest) => format!(
+                "checkpoint {} at {}, {} devices, {} passivated, {} bytes",
+                short(newest.id),
+                newest.at.unwrap_or_default(),
+                newest.devices,
+                newest.passivated,
+                newest.bytes
+            ),
+        };
+        output::text(&format!("{}: {text}\n", partition.key()))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Status and body of a GET (HTTP/1.1, RFC 9112; the connection ends with the answer).
-fn get(address: SocketAddr, path: &str) -> Result<(u16, Vec<u8>)> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
-        .with_context(|| format!("no node answers at {address}: is `fieldstream run` up with its admin server there (--admin)?"))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).with_context(|| format!("the node at {address} does not listen"))?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer).with_context(|| format!("the node at {address} does not answer"))?;
-    parse(&answer).with_context(|| format!("what answers at {address} is no fieldstream node"))
+fn inspect(args: &InspectArgs) -> Result<ExitCode> {
+    let path = format!("/v1/pipelines/{}/devices/{}", encoded(&args.pipeline), encoded(&args.device));
+    output::json_pretty(&request(args.admin, "GET", &path, None)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn parse(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
-    let head_end = answer.windows(4).position(|w| w == b"\r\n\r\n")?;
-    let (head, rest) = answer.split_at(head_end);
-    let status = std::str::from_utf8(head).ok()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    Some((status, rest.get(4..)?.to_vec()))
-}
-
-/// Percent-encodes everything but unreserved characters (RFC 3986 section 2.3).
-fn encoded(segment: &str) -> String {
-    let mut out = String::new();
-    for byte in segment.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
+async fn export(args: &ExportArgs) -> Result<ExitCode> {
+    let mut exported = 0;
+    for partition in args.store.partitions().await? {
+        let listed = partition.list().await?;
+        let wanted = |c: &&fieldstream_checkpoint::list::Listed| match &args.checkpoint {
+            None => !c.void && c.problem.is_none(),
+            Some(wanted) => c.labels.contains(wanted) || wanted.parse() == Ok(c.id),
+        };
+        let Some(found) = listed.iter().rev().find(wanted) else { continue };
+        let key = partition.key();
+        let name = |text: &str| encoded(text);
+        let folder = args.out.join(name(&key.pipeline)).join(name(&key.log_id.0)).join(key.partition.to_string());
+        let files = partition.export(found.id, &folder).await?;
+        exported += 1;
+        if args.json {
+            output::json_line(&json!({ "partition": key, "checkpoint": short(found.id), "files": files }))?;
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            output::text(&format!("{key}: checkpoint {} as {} files in {}\n", short(found.id), files.len(), folder.display()))?;
         }
     }
-    out
+    if exported == 0 {
+        return Err(WrongUsage("there is no such checkpoint: see `fieldstream checkpoint ls`".to_owned()).into());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_status_and_body() {
-        let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}";
-        assert_eq!(parse(answer), Some((404, b"{}".to_vec())));
-        assert_eq!(parse(b"SSH-2.0-OpenSSH\r\n"), None);
+async fn fsck(args: &FsckArgs) -> Result<ExitCode> {
+    let repair = match (args.repair, args.accept_state_loss) {
+        (false, _) => Repair::No,
+        (true, false) => Repair::Leftovers,
+        (true, true) => Repair::AcceptLoss,
+    };
+    let mut damaged = check_journal(args, repair)?;
+    let folder = args.store.folder();
+    if !folder.is_dir() {
+        if !args.store.data_dir.is_dir() {
+            bail!("{} is no folder", args.store.data_dir.display());
+        }
+        return Ok(if damaged { ExitCode::from(FAILED) } else { ExitCode::SUCCESS });
     }
-
-    #[test]
-    fn names_become_path_segments() {
-        assert_eq!(encoded("hall 1/pump-7"), "hall%201%2Fpump-7");
-        assert_eq!(encoded("ä?#"), "%C3%A4%3F%23");
+    let store = if args.repair { CheckpointStore::open_alone(&folder)? } else { CheckpointStore::look(&folder)? };
+    for finding in store.leftovers(repair).await? {
+        say(args, &finding)?;
     }
+    for partition in args.store.partitions_of(&store).await? {
+        let checked = partition.fsck(repair).await?;
+        damaged |= checked.is_damaged();
+        if args.json {
+            output::json_line(&json!({ "partition": partition.key(), "checked": checked }))?;
+            continue;
+        }
+        let usable = match (&checked.usable, checked.checkpoints) {
+            (Some(usable), _) => format!("checkpoint {usable} can be used"),
+            (None, 0) => "there is no checkpoint".to_owned(),
+            (None, _) => "NO checkpoint can be used".to_owned(),
+        };
+        output::text(&format!("{}: {} files read, {usable}\n", partition.key(), checked.files))?;
+        checked.findings.iter().try_for_each(|finding| say(args, finding))?;
+    }
+    Ok(if damaged { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+fn say(args: &FsckArgs, finding: &Finding) -> Result<()> {
+    if args.json {
+        return output::json_line(finding);
+    }
+    let kind = if finding.kind == Kind::Damaged { "damaged" } else { "left over" };
+    let done = finding.repaired.map(|done| format!(" ({done})")).unwrap_or_default();
+    output::text(&format!("  {kind}: {}: {}{done}\n", finding.key, finding.what))
+}
+
+/// Looks through the journal, if there is one. True when damage is left.
+fn check_journal(args: &FsckArgs, repair: Repair) -> Result<bool> {
+    let folder = args.store.data_dir.join("journal");
+    if !folder.is_dir() {
+        return Ok(false);
+    }
+    let checked = fieldstream_journal::fsck::check(&folder, repair != Repair::No)?;
+    if args.json {
+        output::json_line(&json!({ "journal": checked }))?;
+    } else {
+        output::text(&format!("journal: {} segments, {} frames read\n", checked.segments, checked.frames))?;
+        for finding in &checked.findings {
+            let kind = if finding.damage { "damaged" } else { "left over" };
+            let done = finding.repaired.map(|done| format!(" ({done})")).unwrap_or_default();
+            output::text(&format!("  {kind}: {} at byte {}: {}{done}\n", finding.file, finding.at, finding.what))?;
+        }
+    }
+    Ok(checked.findings.iter().any(|f| f.damage && f.repaired.is_none()))
 }

@@ -4,6 +4,7 @@
 mod chaos;
 mod fleet;
 mod golden;
+mod golden_state;
 mod kafka_alerts;
 mod kafka_exact;
 mod kafka_group;
@@ -17,4 +18,5 @@ mod publisher;
 mod reference;
 mod services;
 mod sim;
+mod state;
 mod topics;

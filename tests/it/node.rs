@@ -114,6 +114,11 @@ impl Node {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where its admin server listens.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// The body of an admin path, while it answers.
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         get(self.admin, path)

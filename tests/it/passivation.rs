@@ -11,15 +11,16 @@ use fieldstream_pipelines::{Catalogue, Environment, build, load_text};
 use fieldstream_runtime::clock::SystemClock;
 use fieldstream_runtime::decisions::end_of_input;
 use fieldstream_runtime::partition::{Partition, TurnOutput};
+use fieldstream_runtime::snapshot::SnapshotKind;
 use fieldstream_runtime::spec::PipelineSpec;
 use fieldstream_schemas::encode::JsonWriter;
 use fieldstream_schemas::time::format_rfc3339;
 use fieldstream_schemas::{PayloadBlock, PayloadEntry};
 
-const START_US: i64 = 1_795_428_000_000_000;
+pub(crate) const START_US: i64 = 1_795_428_000_000_000;
 const DEVICES: u64 = 300;
 const BATCHES: u64 = 180;
-const ROWS: u64 = 40;
+pub(crate) const ROWS: u64 = 40;
 
 /// One operator of every kind that keeps state or waits for ticks.
 const PIPELINE: &str = r#"
@@ -53,7 +54,7 @@ sinks:
 dead_letter: { blackhole: }
 "#;
 
-fn spec() -> PipelineSpec {
+pub(crate) fn spec() -> PipelineSpec {
     let loaded = load_text("passivation.yaml", PIPELINE, &Environment::default(), &Catalogue::built_in());
     match loaded.into_result() {
         Ok((plan, _)) => build::spec(&plan),
@@ -62,7 +63,12 @@ fn spec() -> PipelineSpec {
 }
 
 /// Readings of a crowd that moves on: a device has rows for a while, is silent, and comes back.
-fn batch(number: u64, crowd: u64) -> LogBatch {
+pub(crate) fn batch(number: u64) -> LogBatch {
+    batch_of(number, DEVICES)
+}
+
+/// The same of `crowd` devices.
+fn batch_of(number: u64, crowd: u64) -> LogBatch {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut random = move |below: u64| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -88,7 +94,7 @@ fn batch(number: u64, crowd: u64) -> LogBatch {
 }
 
 /// Everything that leaves by any sink, as JSON. What one tick emits has no order among devices, so nothing is compared in order.
-fn lines(outputs: &[TurnOutput], into: &mut Vec<String>) {
+pub(crate) fn lines(outputs: &[TurnOutput], into: &mut Vec<String>) {
     let rows =
         outputs.iter().flat_map(|output| output.rows.iter().enumerate()).flat_map(|(sink, rows)| rows.iter().map(move |r| (sink, r)));
     for (sink, rows) in rows {
@@ -105,6 +111,7 @@ struct Played {
     lines: Vec<String>,
     most_active: usize,
     passivated: u64,
+    most_layers: usize,
 }
 
 fn key() -> PartitionKey {
@@ -112,7 +119,7 @@ fn key() -> PartitionKey {
 }
 
 /// The whole input of `crowd` devices through a partition with room for `limit` of them; after every `restart` batches it is thrown
-/// away and restored from a checkpoint.
+/// away and restored from a checkpoint. Checkpoints are deltas, of which some come to nothing.
 async fn play(crowd: u64, limit: usize, restart: u64, folder: &Path) -> Played {
     let spec = spec();
     let store = CheckpointStore::open(&folder.join("state")).await.unwrap().partition(&key());
@@ -125,20 +132,36 @@ async fn play(crowd: u64, limit: usize, restart: u64, folder: &Path) -> Played {
     let mut generation = store.claim().await.unwrap().generation;
     store.adopt(generation, None, 0).await.unwrap();
     let mut partition = blank(generation).0;
-    let mut played = Played { lines: Vec::new(), most_active: 0, passivated: 0 };
+    let mut played = Played { lines: Vec::new(), most_active: 0, passivated: 0, most_layers: 0 };
+    let (mut layers, mut kind, mut saved) = (Vec::new(), SnapshotKind::Whole, None);
     for number in 0..BATCHES {
-        lines(&partition.turn(batch(number, crowd)).unwrap(), &mut played.lines);
+        lines(&partition.turn(batch_of(number, crowd)).unwrap(), &mut played.lines);
         played.most_active = played.most_active.max(partition.slots().active_devices());
         played.passivated = played.passivated.max(partition.passivated_devices());
+        if restart < BATCHES && (number % 2 == 0 || (number + 1) % restart == 0) {
+            let pending = store.write(generation, number, &partition.snapshot_of("", kind).unwrap(), &layers).await.unwrap();
+            let kept = number % 5 != 4 || (number + 1) % restart == 0;
+            if kept {
+                layers = pending.layers().to_vec();
+                saved = Some(store.commit(&pending).await.unwrap());
+                store.prune(generation, 1).await.unwrap();
+            }
+            kind = match kept {
+                true => SnapshotKind::Changes,
+                false if layers.is_empty() => SnapshotKind::Whole,
+                false => SnapshotKind::Retake,
+            };
+        }
         if (number + 1) % restart == 0 {
-            let saved = store.save(generation, number, &partition.snapshot("").unwrap()).await.unwrap();
-            store.prune(generation, 1).await.unwrap();
             drop(partition);
             generation = store.claim().await.unwrap().generation;
             let (fresh, cold) = blank(generation);
             partition = fresh;
-            partition.restore(&store.latest(Some(&cold)).await.unwrap().checkpoint.unwrap()).unwrap();
-            store.adopt(generation, Some(saved), 0).await.unwrap();
+            let restored = store.latest(Some(&cold)).await.unwrap();
+            layers = restored.layers;
+            played.most_layers = played.most_layers.max(layers.len());
+            partition.restore(&restored.checkpoint.unwrap()).unwrap();
+            store.adopt(generation, saved, 0).await.unwrap();
         }
     }
     lines(&[partition.decide(&end_of_input(BATCHES * ROWS)).unwrap()], &mut played.lines);
@@ -149,7 +172,7 @@ async fn play(crowd: u64, limit: usize, restart: u64, folder: &Path) -> Played {
 #[test]
 fn devices_on_disk_do_not_show_in_results() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
     let all = runtime.block_on(play(DEVICES, 1 << 20, BATCHES + 1, folders[0].path()));
     assert_eq!((all.passivated, all.most_active), (0, DEVICES as usize));
     for port in ["0/0", "0/1", "1/0", "2/0", "2/1", "2/2", "3/0", "3/1"] {
@@ -160,6 +183,10 @@ fn devices_on_disk_do_not_show_in_results() {
     assert!(all.lines == few.lines, "{}", first_difference(&all.lines, &few.lines));
     let restarted = runtime.block_on(play(DEVICES, 16, 17, folders[2].path()));
     assert!(all.lines == restarted.lines, "after restarts: {}", first_difference(&all.lines, &restarted.lines));
+    // With room for half of the crowd, checkpoints are made of layers.
+    let layered = runtime.block_on(play(DEVICES, 200, 17, folders[3].path()));
+    assert!(layered.most_layers > 2, "{} layers", layered.most_layers);
+    assert!(all.lines == layered.lines, "from layers: {}", first_difference(&all.lines, &layered.lines));
 }
 
 /// A device that is back before it counts as silent may leave memory in the very tick for which its old row on disk is due.

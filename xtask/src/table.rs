@@ -89,8 +89,8 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream",
-        uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-connectors", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tokio", "tracing", "tracing-subscriber"],
-        tests_use: &["arrow", "async-trait", "criterion", "fieldstream-checkpoint", "fieldstream-engine-api", "fieldstream-journal", "memchr", "object_store", "rdkafka", "sqlx", "tempfile", "uuid"],
+        uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-checkpoint", "fieldstream-connectors", "fieldstream-journal", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tokio", "tracing", "tracing-subscriber"],
+        tests_use: &["arrow", "async-trait", "criterion", "fieldstream-engine-api", "memchr", "object_store", "rdkafka", "sqlx", "tempfile", "uuid"],
         why: "the command line and its own tests",
     },
     Room {

@@ -159,6 +159,15 @@ pub enum LogEvent {
     Revoked(Vec<u32>),
     /// Payloads.
     Batch(LogBatch),
+    /// Payloads that were acknowledged are lost: the log is damaged. In order with the batches of the partition.
+    Lost {
+        /// Partition number.
+        partition: u32,
+        /// First offset after them.
+        next_offset: u64,
+        /// How many; where damage hides the number, at least as many.
+        payloads: u64,
+    },
     /// A finite partition has no more payloads.
     EndOfInput {
         /// Partition number.

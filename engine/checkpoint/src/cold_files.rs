@@ -13,7 +13,7 @@ use crate::objects::segment;
 use crate::snapshot::ColdEntry;
 use crate::store::{PartitionStore, numbered};
 
-const KIND: &str = "cold";
+pub(crate) const KIND: &str = "cold";
 
 impl PartitionStore {
     /// A folder under `root` for the cold store of this owner. What earlier owners left there is removed.
@@ -64,6 +64,16 @@ impl PartitionStore {
             segments.push(ColdSegment { name: name.clone(), path, bytes: *bytes, rows: *rows, crc32: *crc32, _held: None });
         }
         Ok(segments)
+    }
+
+    /// The content of a file, verified.
+    pub(crate) async fn cold_bytes(&self, entry: &ColdEntry) -> Result<bytes::Bytes, StoreError> {
+        let key = self.at(KIND, &entry.name);
+        let bytes = self.objects.get(&key).await?.ok_or_else(|| StoreError::damaged(&key, "it is gone"))?;
+        if (bytes.len() as u64, crc32fast::hash(&bytes)) != (entry.bytes, entry.crc32) {
+            return Err(StoreError::damaged(&key, format!("it has {} bytes of {}, or its checksum is wrong", bytes.len(), entry.bytes)));
+        }
+        Ok(bytes)
     }
 
     /// Deletes files that none of the kept checkpoints needs. `kept` goes from the oldest to the newest.

@@ -34,7 +34,7 @@ pub enum StoreError {
     },
     /// There are checkpoints, but none can be read. Starting from nothing would silently lose state.
     #[error(
-        "none of {count} checkpoints of {partition} can be read; the newest: {newest}. Restore the files, or move them away to start anew"
+        "none of {count} checkpoints of {partition} can be read; the newest: {newest}. Restore them from a backup, or start anew: `fieldstream state fsck --repair --accept-state-loss` moves them aside"
     )]
     NoneReadable {
         /// Whose they are.

@@ -5,18 +5,26 @@
 //! devices that are not in memory on the local disk, in files that a checkpoint can name. This room reads no clock and knows
 //! no operator, no connector and no actor. See `docs/adr/0004-delivery-by-marks.md`.
 
+mod checkpoints;
 pub mod cold;
 mod cold_files;
 pub mod decisions;
 pub mod error;
+pub mod export;
+pub mod fsck;
+pub mod layers;
+pub mod list;
 pub(crate) mod objects;
 pub mod progress;
+mod prune;
+pub mod savepoints;
 pub mod snapshot;
 pub mod store;
 pub mod tables;
 
+pub use checkpoints::Restored;
 pub use decisions::Decision;
 pub use error::StoreError;
 pub use progress::{Action, Fact, Progress};
-pub use snapshot::{Checkpoint, CheckpointData, CheckpointId, PendingCheckpoint, StateTable, Table};
-pub use store::{CheckpointStore, Claim, PartitionStore, Restored};
+pub use snapshot::{Checkpoint, CheckpointData, CheckpointId, Layer, PendingCheckpoint, StateTable, Table};
+pub use store::{CheckpointStore, Claim, PartitionStore};

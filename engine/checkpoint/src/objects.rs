@@ -32,6 +32,8 @@ pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
     local: Option<Arc<PathBuf>>,
     location: Arc<str>,
+    /// Held shared by everybody who uses a local store, and alone by who repairs it.
+    _lock: Option<Arc<File>>,
 }
 
 impl Objects {
@@ -39,15 +41,33 @@ impl Objects {
     pub(crate) fn local(root: &FsPath) -> Result<Self, StoreError> {
         let location: Arc<str> = root.display().to_string().into();
         fs::create_dir_all(root.join(TEMPORARY)).map_err(|e| StoreError::io(format!("create {location}"), e))?;
-        let root = root.canonicalize().map_err(|e| StoreError::io(format!("open {location}"), e))?;
+        let fail = |e: io::Error| StoreError::io(format!("open {location}"), e);
+        let root = root.canonicalize().map_err(fail)?;
+        let lock = lock_file(&root).map_err(fail)?;
+        lock.try_lock_shared().map_err(|e| StoreError::io(format!("open {location}"), format!("it is being repaired ({e})")))?;
+        Self::in_folder(root, location, lock)
+    }
+
+    /// A folder that exists, for nobody else as long as this lives.
+    pub(crate) fn local_alone(root: &FsPath) -> Result<Self, StoreError> {
+        let location: Arc<str> = root.display().to_string().into();
+        let fail = |e: io::Error| StoreError::io(format!("open {location}"), e);
+        let root = root.canonicalize().map_err(fail)?;
+        fs::create_dir_all(root.join(TEMPORARY)).map_err(fail)?;
+        let lock = lock_file(&root).map_err(fail)?;
+        lock.try_lock().map_err(|e| StoreError::io(format!("open {location}"), format!("a node has it open, stop it first ({e})")))?;
+        Self::in_folder(root, location, lock)
+    }
+
+    fn in_folder(root: PathBuf, location: Arc<str>, lock: File) -> Result<Self, StoreError> {
         let store = LocalFileSystem::new_with_prefix(&root).map_err(|e| StoreError::io(format!("open {location}"), e))?;
-        Ok(Self { store: Arc::new(store), local: Some(Arc::new(root)), location })
+        Ok(Self { store: Arc::new(store), local: Some(Arc::new(root)), location, _lock: Some(Arc::new(lock)) })
     }
 
     /// Any store with conditional put.
     pub(crate) fn remote(store: Arc<dyn ObjectStore>) -> Self {
         let location = store.to_string().into();
-        Self { store, local: None, location }
+        Self { store, local: None, location, _lock: None }
     }
 
     /// Creates one key twice: the second time must be refused.
@@ -140,6 +160,33 @@ impl Objects {
         Ok(keys)
     }
 
+    /// Names of the folders in `prefix`, sorted.
+    pub(crate) async fn folders(&self, prefix: &Path) -> Result<Vec<String>, StoreError> {
+        let found = self.store.list_with_delimiter(Some(prefix)).await.map_err(|e| StoreError::io(format!("list {prefix}"), e))?;
+        let mut names: Vec<String> = found.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Moves `key` to where nobody looks for it, so that it can still be looked at.
+    pub(crate) async fn quarantine(&self, key: &Path) -> Result<(), StoreError> {
+        let Some(data) = self.get(key).await? else { return Ok(()) };
+        let aside = Path::from_iter(std::iter::once("quarantine".into()).chain(key.parts()));
+        match self.create(&aside, data).await {
+            Ok(()) | Err(StoreError::Exists(_)) => self.delete(key).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Temporary files of a local store.
+    pub(crate) fn temporaries(&self) -> Vec<PathBuf> {
+        let folder = self.local.as_ref().map(|root| root.join(TEMPORARY));
+        let entries = folder.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+        let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        found.sort();
+        found
+    }
+
     /// Removes temporary files that a crash may have left for the folder `prefix`.
     pub(crate) fn sweep(&self, prefix: &Path) {
         let Some(root) = &self.local else { return };
@@ -151,6 +198,10 @@ impl Objects {
             }
         }
     }
+}
+
+fn lock_file(root: &FsPath) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(false).open(root.join("lock"))
 }
 
 /// The folder as one file name.
@@ -227,6 +278,19 @@ pub(crate) fn segment(name: &str) -> String {
     out
 }
 
+/// The name that [`segment`] made `segment` of.
+pub(crate) fn name_of(segment: &str) -> String {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex =
+            (*first == b'=').then(|| after.get(..2).and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok())).flatten();
+        bytes.push(hex.unwrap_or(*first));
+        rest = if hex.is_some() { after.get(2..).unwrap_or_default() } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// JSON under a checksum: a first line `fieldstream 1 <crc32> <length>`, then the JSON. Any changed byte is found.
 pub(crate) fn seal<T: Serialize>(key: &Path, value: &T) -> Result<Bytes, StoreError> {
     let json = serde_json::to_vec(value).map_err(|e| StoreError::Encode { key: key.to_string(), cause: e.to_string() })?;
@@ -247,4 +311,33 @@ pub(crate) fn unseal<T: DeserializeOwned>(key: &Path, data: &[u8]) -> Result<T, 
         return Err(StoreError::damaged(key, "checksum or length is wrong"));
     }
     serde_json::from_slice(json).map_err(|e| StoreError::damaged(key, format!("unknown form: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_changed_or_missing_byte_of_a_sealed_file_is_found() {
+        let key = Path::from("k");
+        let sealed = seal(&key, &serde_json::json!({ "number": 17, "name": "d\u{e9}" })).unwrap().to_vec();
+        assert!(unseal::<serde_json::Value>(&key, &sealed).is_ok());
+        for at in 0..sealed.len() {
+            assert!(unseal::<serde_json::Value>(&key, &sealed[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut flipped = sealed.clone();
+                flipped[at] ^= 1 << bit;
+                assert!(unseal::<serde_json::Value>(&key, &flipped).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_becomes_a_segment_and_back() {
+        for name in ["plain-1_x.y", ".hidden", "a/b c", "größe=1", ""] {
+            let made = segment(name);
+            assert!(made.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.=".contains(&b)), "{made}");
+            assert_eq!(name_of(&made), name);
+        }
+    }
 }

@@ -121,6 +121,18 @@ impl Progress {
         Self { keep: keep.max(1), processed, sinks, stage: Stage::Idle, due: false, draining: false, drained: false, stale: false, kept }
     }
 
+    /// Everything below this has been processed.
+    #[must_use]
+    pub fn processed(&self) -> Mark {
+        self.processed
+    }
+
+    /// The newest true checkpoint, if nothing has been processed since.
+    #[must_use]
+    pub fn current(&self) -> Option<CheckpointId> {
+        self.kept.last().filter(|(_, at)| *at == self.processed).map(|(id, _)| *id)
+    }
+
     /// Position of the newest true checkpoint.
     #[must_use]
     pub fn newest(&self) -> Option<Mark> {
@@ -219,7 +231,7 @@ impl Progress {
         }
         let current = self.newest() == Some(self.processed) && !self.stale;
         // Where nothing more comes, older checkpoints would hold the log for ever.
-        let holds = self.oldest().is_some_and(|oldest| oldest.next_offset < self.processed.next_offset);
+        let holds = !self.draining && self.oldest().is_some_and(|oldest| oldest.next_offset < self.processed.next_offset);
         if self.due {
             self.due = false;
             if !current || holds {

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io::Cursor;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array as _, ArrayRef, RecordBatch};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use bytes::Bytes;
@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::StoreError;
 use crate::cold::ColdSegment;
 
+/// Bytes that a file takes without any rows.
+const FILE_OVERHEAD: u64 = 1024;
+
 /// Name of a checkpoint of one partition. A later one is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CheckpointId {
@@ -23,6 +26,16 @@ pub struct CheckpointId {
     pub generation: Generation,
     /// Its number within the generation, from 0.
     pub number: u64,
+}
+
+impl std::str::FromStr for CheckpointId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('-').and_then(|(generation, number)| Some((generation.parse().ok()?, number.parse().ok()?)));
+        let (generation, number) = numbers.ok_or("a checkpoint's name is two numbers, as `checkpoint ls` prints them: 3-17")?;
+        Ok(Self { generation: Generation(generation), number })
+    }
 }
 
 impl fmt::Display for CheckpointId {
@@ -71,6 +84,9 @@ pub struct CheckpointData {
     pub cold: Vec<ColdSegment>,
     /// Devices whose state is in the cold store only.
     pub absent: u64,
+    /// True when tables and states hold only devices that changed since the snapshot before; the others are in the layers
+    /// below. See [`crate::layers`].
+    pub delta: bool,
     /// Small things: clocks, ledger totals, tick numbers.
     pub extras: serde_json::Value,
 }
@@ -97,10 +113,39 @@ impl PendingCheckpoint {
         self.manifest.at
     }
 
+    /// Bytes of the files it has written; those of the layers below are older.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.manifest.layers.last().map_or(0, Layer::bytes)
+    }
+
+    /// Its layers, oldest first: the next delta lies over them.
+    #[must_use]
+    pub fn layers(&self) -> &[Layer] {
+        &self.manifest.layers
+    }
+}
+
+/// Files with the state of the devices that had changed, written with one checkpoint and named by later ones, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// The checkpoint it was written with.
+    pub(crate) id: CheckpointId,
+    pub(crate) files: Vec<FileEntry>,
+}
+
+impl Layer {
     /// Bytes of its files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.manifest.files.iter().map(|f| f.bytes).sum()
+        self.files.iter().map(|f| f.bytes).sum()
+    }
+
+    /// Devices in it.
+    #[must_use]
+    pub fn devices(&self) -> u64 {
+        let devices = |file: &&FileEntry| matches!(&file.content, Content::Table { name } if name == crate::tables::DEVICES);
+        self.files.iter().filter(devices).map(|file| file.rows).sum()
     }
 }
 
@@ -110,7 +155,13 @@ pub(crate) struct Manifest {
     pub(crate) id: CheckpointId,
     pub(crate) at: Mark,
     pub(crate) plan_digest: String,
-    pub(crate) files: Vec<FileEntry>,
+    /// The one layer of a checkpoint that was written before there were several. No longer written: a program from then
+    /// misses it and says so, where it would else take one layer for everything.
+    #[serde(default, skip_serializing)]
+    files: Vec<FileEntry>,
+    /// Oldest first. The newest row of a device counts.
+    #[serde(default)]
+    pub(crate) layers: Vec<Layer>,
     #[serde(default)]
     pub(crate) cold: Vec<ColdEntry>,
     #[serde(default)]
@@ -118,8 +169,24 @@ pub(crate) struct Manifest {
     pub(crate) extras: serde_json::Value,
 }
 
+impl Manifest {
+    pub(crate) fn new(id: CheckpointId, data: &CheckpointData, layers: Vec<Layer>, cold: Vec<ColdEntry>) -> Self {
+        let (plan_digest, extras) = (data.plan_digest.clone(), data.extras.clone());
+        Self { id, at: data.at, plan_digest, files: Vec::new(), layers, cold, absent: data.absent, extras }
+    }
+
+    /// Brings the old form into the new one.
+    pub(crate) fn modern(mut self) -> Self {
+        let files = std::mem::take(&mut self.files);
+        if self.layers.is_empty() && !files.is_empty() {
+            self.layers.push(Layer { id: self.id, files });
+        }
+        self
+    }
+}
+
 /// One file of the cold store; several checkpoints may name it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ColdEntry {
     pub(crate) name: String,
     pub(crate) bytes: u64,
@@ -127,8 +194,8 @@ pub(crate) struct ColdEntry {
     pub(crate) crc32: u32,
 }
 
-/// One file of a checkpoint.
-#[derive(Debug, Serialize, Deserialize)]
+/// One file of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileEntry {
     pub(crate) name: String,
     pub(crate) bytes: u64,
@@ -137,14 +204,14 @@ pub(crate) struct FileEntry {
     pub(crate) content: Content,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Content {
     Table { name: String },
     State { node: String, state: u32, space: SpaceName, layout: u32 },
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SpaceName {
     Stateless,
@@ -172,20 +239,14 @@ impl From<SpaceName> for Space {
     }
 }
 
-impl CheckpointData {
-    /// Position, digest and extras of `manifest`, with no tables yet.
-    pub(crate) fn of(manifest: &Manifest) -> Self {
-        Self {
-            at: manifest.at,
-            plan_digest: manifest.plan_digest.clone(),
-            tables: Vec::new(),
-            states: Vec::new(),
-            cold: Vec::new(),
-            absent: manifest.absent,
-            extras: manifest.extras.clone(),
-        }
-    }
+/// Tables and states without anything around them: one layer, or several laid over each other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Tables {
+    pub(crate) tables: Vec<Table>,
+    pub(crate) states: Vec<StateTable>,
+}
 
+impl Tables {
     /// The tables to be written, one at a time, so that only one is in memory twice.
     pub(crate) fn contents(&self) -> impl Iterator<Item = (Content, &RecordBatch)> {
         let tables = self.tables.iter().map(|t| (Content::Table { name: t.name.clone() }, &t.rows));
@@ -203,6 +264,39 @@ impl CheckpointData {
                 self.states.push(StateTable { node, state, space: space.into(), layout, rows });
             }
         }
+    }
+
+    /// The rows of the table `name`.
+    pub(crate) fn table(&self, name: &str) -> Option<&RecordBatch> {
+        self.tables.iter().find(|t| t.name == name).map(|t| &t.rows)
+    }
+
+    /// About how many bytes its files will have.
+    pub(crate) fn bytes(&self) -> u64 {
+        // Buffers may be larger than what is in them.
+        let column = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_default() as u64;
+        self.contents().map(|(_, rows)| FILE_OVERHEAD + rows.columns().iter().map(column).sum::<u64>()).sum()
+    }
+}
+
+impl CheckpointData {
+    /// What `manifest` says, with the tables of its layers.
+    pub(crate) fn of(manifest: &Manifest, tables: Tables) -> Self {
+        let Tables { tables, states } = tables;
+        Self {
+            at: manifest.at,
+            plan_digest: manifest.plan_digest.clone(),
+            tables,
+            states,
+            cold: Vec::new(),
+            absent: manifest.absent,
+            delta: false,
+            extras: manifest.extras.clone(),
+        }
+    }
+
+    pub(crate) fn layer(&self) -> Tables {
+        Tables { tables: self.tables.clone(), states: self.states.clone() }
     }
 
     /// The rows of the table `name`.
@@ -241,5 +335,41 @@ pub(crate) fn decode(key: &Path, entry: &FileEntry, data: Bytes) -> Result<Recor
     match reader.next() {
         Some(rows) => rows.map_err(fail),
         None => Ok(RecordBatch::new_empty(reader.schema())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{StringArray, UInt32Array};
+
+    use super::*;
+
+    #[test]
+    fn every_changed_or_missing_byte_of_a_table_is_found() {
+        let key = Path::from("k");
+        let slots: ArrayRef = Arc::new(UInt32Array::from(vec![0, 1]));
+        let names: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
+        let bytes = encode(&key, &RecordBatch::try_from_iter([("slot", slots), ("name", names)]).unwrap()).unwrap();
+        let content = Content::Table { name: "t".into() };
+        let entry = FileEntry { name: "t".into(), bytes: bytes.len() as u64, crc32: crc32fast::hash(&bytes), rows: 2, content };
+        assert_eq!(decode(&key, &entry, bytes.clone()).unwrap().num_rows(), 2);
+        for at in 0..bytes.len() {
+            assert!(decode(&key, &entry, bytes.slice(..at)).is_err(), "cut at {at}");
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= 1 << (at % 8);
+            assert!(decode(&key, &entry, flipped.into()).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_of_one_layer_without_a_name_is_read() {
+        let old = r#"{"id":{"generation":2,"number":5},"at":{"next_offset":7,"next_decision":1},"plan_digest":"d",
+            "files":[{"name":"00000.arrow","bytes":10,"crc32":3,"rows":1,"content":{"table":{"name":"devices"}}}],"extras":null}"#;
+        let manifest = serde_json::from_str::<Manifest>(old).unwrap().modern();
+        let [layer] = manifest.layers.as_slice() else { panic!("one layer: {:?}", manifest.layers) };
+        assert_eq!((layer.id, layer.bytes(), layer.devices()), (manifest.id, 10, 1));
+        assert!(serde_json::to_value(&manifest).unwrap().get("files").is_none(), "the old form is not written");
     }
 }

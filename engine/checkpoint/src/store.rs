@@ -8,9 +8,11 @@
 //! | `claims/<p>/<generation>.released` | its owner ended cleanly |
 //! | `adoptions/<p>/<generation>` | what the owner took over, see [`crate::decisions`] |
 //! | `decisions/<p>/<generation>-<number>` | decisions |
-//! | `snapshots/<p>/<generation>-<number>/<file>` | tables of a checkpoint |
+//! | `snapshots/<p>/<generation>-<number>/<file>` | tables of a layer, shared by checkpoints |
 //! | `cold/<p>/<generation>-<number>.arrow` | state of passivated devices, shared by checkpoints |
 //! | `manifests/<p>/<generation>-<number>` | the checkpoint is true |
+//! | `savepoints/<p>/<label>` | a checkpoint that is not pruned |
+//! | `restores/<p>/<number>` | the checkpoint that the next start is to begin from |
 //!
 //! Take-over: [`PartitionStore::claim`], fence all sinks and read their marks, [`PartitionStore::latest`],
 //! [`PartitionStore::decisions_from`] the checkpoint's next decision, [`PartitionStore::adopt`], restore, seek.
@@ -19,16 +21,15 @@ use std::path::Path as FsPath;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fieldstream_engine_api::{Generation, Mark, PartitionKey};
+use fieldstream_engine_api::{Generation, LogId, PartitionKey};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::decisions::{Adoption, DecisionRecord, Lineage};
-use crate::objects::{Objects, seal, segment, unseal};
-use crate::snapshot::{FileEntry, Manifest, decode, encode};
-use crate::{Checkpoint, CheckpointData, CheckpointId, Decision, PendingCheckpoint, StoreError};
+use crate::objects::{Objects, name_of, seal, segment, unseal};
+use crate::{CheckpointId, Decision, StoreError};
 
 /// Small objects read at once.
 const READS: usize = 16;
@@ -36,7 +37,7 @@ const READS: usize = 16;
 /// Where checkpoints lie. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct CheckpointStore {
-    objects: Objects,
+    pub(crate) objects: Objects,
 }
 
 impl CheckpointStore {
@@ -46,6 +47,44 @@ impl CheckpointStore {
     /// If the folder cannot be used, or does not refuse to create a name twice.
     pub async fn open(folder: &FsPath) -> Result<Self, StoreError> {
         Self::probed(Objects::local(folder)?).await
+    }
+
+    /// Opens a store on the local disk to look into it. Nothing is written.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn look(folder: &FsPath) -> Result<Self, StoreError> {
+        if !folder.is_dir() {
+            return Err(StoreError::io(format!("open {}", folder.display()), "there is no such folder"));
+        }
+        Ok(Self { objects: Objects::local(folder)? })
+    }
+
+    /// Opens a store on the local disk to repair it: no node may have it open, and none can open it as long as this lives.
+    ///
+    /// # Errors
+    /// If there is none, or a node has it open.
+    pub fn open_alone(folder: &FsPath) -> Result<Self, StoreError> {
+        Ok(Self { objects: Objects::local_alone(folder)? })
+    }
+
+    /// All partitions that were ever claimed.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn partitions(&self) -> Result<Vec<PartitionStore>, StoreError> {
+        let mut found = Vec::new();
+        for pipeline in self.objects.folders(&Path::from("claims")).await? {
+            for log in self.objects.folders(&Path::from_iter(["claims", &pipeline])).await? {
+                let mut partitions: Vec<u32> = Vec::new();
+                let names = self.objects.folders(&Path::from_iter(["claims", &pipeline, &log])).await?;
+                partitions.extend(names.iter().filter_map(|name| name.parse::<u32>().ok()));
+                partitions.sort_unstable();
+                let key = |partition| PartitionKey { pipeline: name_of(&pipeline).into(), log_id: LogId(name_of(&log).into()), partition };
+                found.extend(partitions.into_iter().map(|partition| self.partition(&key(partition))));
+            }
+        }
+        Ok(found)
     }
 
     /// Opens a store on any object store with conditional put.
@@ -80,32 +119,27 @@ pub struct Claim {
 
 /// What the claim file says.
 #[derive(Debug, Serialize, Deserialize)]
-struct ClaimRecord {
+pub(crate) struct ClaimRecord {
     generation: Generation,
     restarts: u32,
     checkpoint: Option<CheckpointId>,
-}
-
-/// The newest readable checkpoint.
-#[derive(Debug)]
-pub struct Restored {
-    /// `None` when there never was one: start from the log's beginning.
-    pub checkpoint: Option<Checkpoint>,
-    /// Name and position of it and of the older ones kept, oldest first.
-    pub kept: Vec<(CheckpointId, Mark)>,
-    /// What was found damaged and passed over, for a person: to be shown loudly.
-    pub notes: Vec<String>,
 }
 
 /// The store of one partition.
 #[derive(Clone, Debug)]
 pub struct PartitionStore {
     pub(crate) objects: Objects,
-    key: PartitionKey,
+    pub(crate) key: PartitionKey,
     pub(crate) tail: [String; 3],
 }
 
 impl PartitionStore {
+    /// Whose it is.
+    #[must_use]
+    pub fn key(&self) -> &PartitionKey {
+        &self.key
+    }
+
     pub(crate) fn folder(&self, kind: &str) -> Path {
         Path::from_iter(std::iter::once(kind).chain(self.tail.iter().map(String::as_str)))
     }
@@ -114,7 +148,7 @@ impl PartitionStore {
         self.folder(kind).join(name)
     }
 
-    async fn read<T: serde::de::DeserializeOwned>(&self, key: &Path) -> Result<Option<T>, StoreError> {
+    pub(crate) async fn read<T: serde::de::DeserializeOwned>(&self, key: &Path) -> Result<Option<T>, StoreError> {
         self.objects.get(key).await?.map(|data| unseal(key, &data)).transpose()
     }
 
@@ -122,6 +156,16 @@ impl PartitionStore {
     async fn generations(&self, kind: &str) -> Result<Vec<Generation>, StoreError> {
         let keys = self.objects.list(&self.folder(kind)).await?;
         Ok(keys.iter().filter_map(|k| k.filename()?.parse().ok()).map(Generation).collect())
+    }
+
+    /// Ids of the logs that this partition's pipeline has ever claimed partitions of.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn logs(&self) -> Result<Vec<String>, StoreError> {
+        let [pipeline, ..] = &self.tail;
+        let folders = self.objects.folders(&Path::from_iter(["claims", pipeline])).await?;
+        Ok(folders.iter().map(|name| name_of(name)).collect())
     }
 
     /// Takes ownership: the highest generation plus one, tried until it is ours.
@@ -138,7 +182,7 @@ impl PartitionStore {
             let record = ClaimRecord { generation, restarts, checkpoint };
             match self.objects.create(&key, seal(&key, &record)?).await {
                 Ok(()) => {
-                    for kind in ["snapshots", "manifests", "decisions", "adoptions"] {
+                    for kind in ["snapshots", "manifests", "decisions", "adoptions", "savepoints", "restores"] {
                         self.objects.sweep(&self.folder(kind));
                     }
                     return Ok(Claim { generation, restarts });
@@ -181,82 +225,11 @@ impl PartitionStore {
         if owner > generation { Err(StoreError::Fenced { partition: self.key.to_string(), owner }) } else { Ok(()) }
     }
 
-    async fn lineage(&self) -> Result<Lineage, StoreError> {
+    pub(crate) async fn lineage(&self) -> Result<Lineage, StoreError> {
         let keys: Vec<Path> = self.generations("adoptions").await?.iter().map(|g| self.at("adoptions", &padded(*g))).collect();
         let read = stream::iter(keys).map(|key| async move { self.read::<Adoption>(&key).await }).buffered(READS);
         let found: Vec<Option<Adoption>> = read.try_collect().await?;
         Ok(Lineage::of(found.into_iter().flatten().collect()))
-    }
-
-    /// Names of the true checkpoints that count, oldest first. Those of overtaken owners do not.
-    async fn names(&self, lineage: &Lineage) -> Result<Vec<CheckpointId>, StoreError> {
-        let keys = self.objects.list(&self.folder("manifests")).await?;
-        Ok(keys
-            .iter()
-            .filter_map(numbered)
-            .map(|(generation, number)| CheckpointId { generation, number })
-            .filter(|id| lineage.checkpoint_counts(*id))
-            .collect())
-    }
-
-    /// Loads and verifies the newest checkpoint. A damaged one is passed over for the one before it, with a note. Its cold files
-    /// are put into `cold`; without a folder they are left where they are.
-    ///
-    /// # Errors
-    /// If the store fails, or there are checkpoints and none can be read.
-    pub async fn latest(&self, cold: Option<&FsPath>) -> Result<Restored, StoreError> {
-        let names = self.names(&self.lineage().await?).await?;
-        let mut notes = Vec::new();
-        for (index, id) in names.iter().enumerate().rev() {
-            match self.load(*id, cold).await {
-                Ok(data) => {
-                    let mut kept = self.positions(&names[..index]).await;
-                    kept.push((*id, data.at));
-                    return Ok(Restored { checkpoint: Some(Checkpoint { id: *id, data }), kept, notes });
-                }
-                Err(error @ StoreError::Damaged { .. }) => {
-                    tracing::error!(partition = %self.key, checkpoint = %id, %error, "checkpoint is damaged, trying the one before it");
-                    notes.push(format!("checkpoint {id} of {} was passed over: {error}", self.key));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        match notes.first() {
-            None => Ok(Restored { checkpoint: None, kept: Vec::new(), notes }),
-            Some(newest) => Err(StoreError::NoneReadable { partition: self.key.to_string(), count: names.len(), newest: newest.clone() }),
-        }
-    }
-
-    /// Positions of older checkpoints; one whose manifest cannot be read cannot be fallen back to, so it holds nothing.
-    async fn positions(&self, names: &[CheckpointId]) -> Vec<(CheckpointId, Mark)> {
-        let mut kept = Vec::with_capacity(names.len());
-        for id in names {
-            if let Ok(manifest) = self.manifest(*id).await {
-                kept.push((*id, manifest.at));
-            }
-        }
-        kept
-    }
-
-    async fn manifest(&self, id: CheckpointId) -> Result<Manifest, StoreError> {
-        let key = self.at("manifests", &id.to_string());
-        let manifest: Manifest = self.read(&key).await?.ok_or_else(|| StoreError::damaged(&key, "it is gone"))?;
-        if manifest.id == id { Ok(manifest) } else { Err(StoreError::damaged(&key, format!("it is the manifest of {}", manifest.id))) }
-    }
-
-    async fn load(&self, id: CheckpointId, cold: Option<&FsPath>) -> Result<CheckpointData, StoreError> {
-        let manifest = self.manifest(id).await?;
-        let mut data = CheckpointData::of(&manifest);
-        let folder = self.at("snapshots", &id.to_string());
-        for entry in &manifest.files {
-            let key = folder.clone().join(entry.name.as_str());
-            let bytes = self.objects.get(&key).await?.ok_or_else(|| StoreError::damaged(&key, "it is gone"))?;
-            data.add(&entry.content, decode(&key, entry, bytes)?);
-        }
-        if let Some(folder) = cold {
-            data.cold = self.fetch_cold(&manifest.cold, folder).await?;
-        }
-        Ok(data)
     }
 
     /// Writes what this owner takes over: the checkpoint it starts from and the decisions below `decisions_below`. Must be
@@ -311,107 +284,6 @@ impl PartitionStore {
             Ok(record.into_decision())
         });
         read.buffered(READS).try_collect().await
-    }
-
-    /// Writes the files of a checkpoint. It becomes true by [`Self::commit`], when every sink's mark has reached its position.
-    /// `number` must be new within the generation: a counter from 0, also counting attempts that failed.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub async fn write(&self, generation: Generation, number: u64, data: &CheckpointData) -> Result<PendingCheckpoint, StoreError> {
-        let id = CheckpointId { generation, number };
-        let folder = self.at("snapshots", &id.to_string());
-        let mut files = Vec::new();
-        for (content, rows) in data.contents() {
-            let name = format!("{:05}.arrow", files.len());
-            let key = folder.clone().join(name.as_str());
-            let bytes = encode(&key, rows)?;
-            let (length, crc32) = (bytes.len() as u64, crc32fast::hash(&bytes));
-            self.objects.create(&key, bytes).await?;
-            files.push(FileEntry { name, bytes: length, crc32, rows: rows.num_rows() as u64, content });
-        }
-        let cold = self.keep_cold(&data.cold).await?;
-        let (plan_digest, extras) = (data.plan_digest.clone(), data.extras.clone());
-        Ok(PendingCheckpoint { manifest: Manifest { id, at: data.at, plan_digest, files, cold, absent: data.absent, extras } })
-    }
-
-    /// Writes the manifest: from here on the checkpoint is true.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub async fn commit(&self, pending: &PendingCheckpoint) -> Result<CheckpointId, StoreError> {
-        let id = pending.manifest.id;
-        let key = self.at("manifests", &id.to_string());
-        self.objects.create(&key, seal(&key, &pending.manifest)?).await?;
-        Ok(id)
-    }
-
-    /// [`Self::write`] and [`Self::commit`] in one, for when every sink's mark has already reached the position.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub async fn save(&self, generation: Generation, number: u64, data: &CheckpointData) -> Result<CheckpointId, StoreError> {
-        let pending = self.write(generation, number, data).await?;
-        self.commit(&pending).await
-    }
-
-    /// Deletes all checkpoints but the newest `keep`, what never became true, and decisions and records that nothing needs
-    /// any more. Only the newest owner may; give an owner that was overtaken a grace period after the claim to notice.
-    ///
-    /// # Errors
-    /// [`StoreError::Fenced`] when there is a newer claim; nothing is deleted then.
-    pub async fn prune(&self, generation: Generation, keep: usize) -> Result<(), StoreError> {
-        self.check_owner(generation).await?;
-        let lineage = self.lineage().await?;
-        let mut names = self.names(&lineage).await?;
-        let kept = names.split_off(names.len().saturating_sub(keep.max(1)));
-        let (Some(oldest), Some(newest)) = (kept.first().copied(), kept.last().copied()) else { return Ok(()) };
-        // Newer than the newest: made by this very owner since the names were listed.
-        let old = |id: CheckpointId| !kept.contains(&id) && (id < newest || id.generation < generation);
-        for key in self.objects.list(&self.folder("manifests")).await? {
-            if numbered(&key).is_some_and(|(g, number)| old(CheckpointId { generation: g, number })) {
-                self.objects.delete(&key).await?;
-            }
-        }
-        for key in self.objects.list(&self.folder("snapshots")).await? {
-            let folder = Path::from_iter(key.parts().take(5));
-            let Some((g, number)) = numbered(&folder) else { continue };
-            if old(CheckpointId { generation: g, number }) {
-                self.objects.delete(&key).await?;
-            }
-        }
-        let mut needed = Vec::with_capacity(kept.len());
-        for id in &kept {
-            needed.push(self.manifest(*id).await?.cold);
-        }
-        self.prune_cold(&needed, generation).await?;
-        self.prune_records(&lineage, oldest, generation).await
-    }
-
-    async fn prune_records(&self, lineage: &Lineage, oldest: CheckpointId, generation: Generation) -> Result<(), StoreError> {
-        let needed_from = self.manifest(oldest).await?.at.next_decision;
-        let mut lowest = oldest.generation;
-        for key in self.objects.list(&self.folder("decisions")).await? {
-            let Some((g, number)) = numbered(&key) else { continue };
-            if number < needed_from || !lineage.decision_counts(g, number) {
-                self.objects.delete(&key).await?;
-            } else {
-                lowest = lowest.min(g);
-            }
-        }
-        for key in self.objects.list(&self.folder("adoptions")).await? {
-            if key.filename().and_then(|n| n.parse().ok()).is_some_and(|g: u64| g < lowest.0) {
-                self.objects.delete(&key).await?;
-            }
-        }
-        for key in self.objects.list(&self.folder("claims")).await? {
-            let name = key.filename().unwrap_or_default().trim_end_matches(".released");
-            // The claim before ours stays: it counts restarts. Ours must stay: numbers never repeat.
-            if name.parse().is_ok_and(|g: u64| g + 1 < generation.0) {
-                self.objects.delete(&key).await?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
-use fieldstream_engine_api::{LogId, Position, Space};
+use fieldstream_engine_api::{LogId, Mark, Position, Space};
 use object_store::memory::InMemory;
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
 use crate::cold::ColdStore;
-use crate::{StateTable, Table};
+use crate::{Checkpoint, CheckpointData, Restored, StateTable, Table};
 
 fn key() -> PartitionKey {
     PartitionKey { pipeline: "cold chain/2".into(), log_id: LogId("kafka:x/ö".into()), partition: 3 }
@@ -32,6 +32,7 @@ fn data(offset: u64, decision: u64) -> CheckpointData {
         states: vec![state(0, &[1.0, f64::NEG_INFINITY]), state(1, &[])],
         cold: Vec::new(),
         absent: 0,
+        delta: false,
         extras: json!({"clock": 17, "ledger": {"received": offset}}),
     }
 }
@@ -87,7 +88,7 @@ async fn files_without_a_manifest_are_no_checkpoint() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir).await;
     let generation = owner(&store).await;
-    let pending = store.write(generation, 0, &data(10, 0)).await.unwrap();
+    let pending = store.write(generation, 0, &data(10, 0), &[]).await.unwrap();
     assert!(pending.bytes() > 0);
     assert!(store.latest(None).await.unwrap().checkpoint.is_none());
     store.commit(&pending).await.unwrap();
@@ -246,13 +247,13 @@ async fn pruning_keeps_what_the_kept_checkpoints_need() {
         store.append_decision(old, n, &decision(n, "tick")).await.unwrap();
         store.save(old, n, &data(n * 10, n)).await.unwrap();
     }
-    let stray = store.write(old, 6, &data(60, 6)).await.unwrap();
+    let stray = store.write(old, 6, &data(60, 6), &[]).await.unwrap();
     drop(stray);
     let restored = store.latest(None).await.unwrap();
     let new = store.claim().await.unwrap().generation;
     store.adopt(new, restored.checkpoint.map(|c| c.id), 6).await.unwrap();
     store.save(new, 0, &data(60, 6)).await.unwrap();
-    let pending = store.write(new, 1, &data(70, 6)).await.unwrap();
+    let pending = store.write(new, 1, &data(70, 6), &[]).await.unwrap();
     store.prune(new, 3).await.unwrap();
     let offsets = |r: &Restored| r.kept.iter().map(|(_, at)| at.next_offset).collect::<Vec<_>>();
     assert_eq!(offsets(&store.latest(None).await.unwrap()), [40, 50, 60]);

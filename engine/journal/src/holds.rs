@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::segment::replace_file;
+use crate::segment::{replace_sealed, unsealed};
 
-const FILE: &str = "holds.json";
+pub(crate) const FILE: &str = "holds.json";
 
 /// `holds.json`. Acknowledgements in it may be old, which only holds more.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,14 +20,18 @@ impl Holds {
     /// Reads them; none in a new journal.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         match fs::read(folder.join(FILE)) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|e| io::Error::other(format!("{FILE} is damaged: {e}"))),
+            Ok(text) => {
+                let damaged = |e| io::Error::other(format!("{FILE} is damaged ({e}): `fieldstream state fsck --repair` makes it anew"));
+                let json = unsealed(FILE, &text).map_err(|e| damaged(e.to_string()))?;
+                serde_json::from_slice(json).map_err(|e| damaged(e.to_string()))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error),
         }
     }
 
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
-        replace_file(folder, FILE, &serde_json::to_vec_pretty(self)?)
+        replace_sealed(folder, FILE, &serde_json::to_vec_pretty(self)?)
     }
 
     /// True when the pipeline was not registered before.

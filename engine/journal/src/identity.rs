@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
 use crate::partitioner;
-use crate::segment::replace_file;
+use crate::segment::{replace_sealed, unsealed};
 
 const FILE: &str = "journal.json";
 const FORMAT: u32 = 1;
@@ -41,13 +41,15 @@ impl Identity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::create(folder, partitions),
             Err(error) => return Err(error),
         };
-        let identity: Self = serde_json::from_slice(&text).map_err(|e| io::Error::other(format!("{FILE} is damaged: {e}")))?;
+        let identity: Self =
+            serde_json::from_slice(unsealed(FILE, &text)?).map_err(|e| io::Error::other(format!("{FILE} is damaged: {e}")))?;
         if identity.format != FORMAT || identity.hash != partitioner::NAME || identity.partitions == 0 {
             let Self { format, hash, partitions, .. } = &identity;
             let what = format!("{FILE} has format {format}, hash {hash} and {partitions} partitions, which this program cannot read");
             return Err(io::Error::other(what));
         }
-        if identity.partitions != partitions {
+        // 0: whoever only looks wants no number.
+        if identity.partitions != partitions && partitions > 0 {
             let recorded = identity.partitions;
             tracing::warn!(recorded, wanted = partitions, "the journal keeps the partition count it was made with");
         }
@@ -56,8 +58,13 @@ impl Identity {
 
     fn create(folder: &Path, partitions: u32) -> io::Result<Self> {
         let identity = Self { format: FORMAT, id: Uuid::new_v4(), partitions: partitions.max(1), hash: partitioner::NAME.to_owned() };
-        replace_file(folder, FILE, &serde_json::to_vec_pretty(&identity)?)?;
+        replace_sealed(folder, FILE, &serde_json::to_vec_pretty(&identity)?)?;
         Ok(identity)
+    }
+
+    /// Reads it; `None` when there is no journal.
+    pub(crate) fn look(folder: &Path) -> io::Result<Option<Self>> {
+        if folder.join(FILE).exists() { Self::open(folder, 0).map(Some) } else { Ok(None) }
     }
 
     /// The id under which pipelines know the log.

@@ -7,6 +7,7 @@
 
 pub mod error;
 pub(crate) mod frame;
+pub mod fsck;
 pub(crate) mod holds;
 pub(crate) mod identity;
 pub mod journal;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fieldstream_engine_api::{Log, LogBatch, LogError, LogEvent};
+use fieldstream_engine_api::{Log, LogError, LogEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -21,7 +21,8 @@ pub struct JournalLog {
     pipeline: String,
     sources: Arc<[Arc<str>]>,
     parts: Vec<Part>,
-    ready: VecDeque<LogBatch>,
+    /// Batches and losses, with their partitions.
+    ready: VecDeque<(u32, LogEvent)>,
     announced: bool,
     committed: watch::Receiver<u64>,
     /// A read under way on a blocking thread. It survives when [`Log::next`] is dropped.
@@ -66,10 +67,10 @@ impl JournalLog {
         self.parts.get(partition as usize).map_or(0, |p| p.seeks)
     }
 
-    /// The first waiting batch of a partition that is not paused.
-    fn pop_ready(&mut self) -> Option<LogBatch> {
-        let at = self.ready.iter().position(|batch| !self.paused(batch.partition))?;
-        self.ready.remove(at)
+    /// The first waiting batch or loss of a partition that is not paused.
+    fn pop_ready(&mut self) -> Option<LogEvent> {
+        let at = self.ready.iter().position(|(partition, _)| !self.paused(*partition))?;
+        self.ready.remove(at).map(|(_, event)| event)
     }
 
     /// What partitions want that can be read for now.
@@ -107,12 +108,13 @@ impl JournalLog {
             part.cursor = Some(end);
             part.next_offset = read.next_offset;
             let (segment, offset) = part.told;
-            if !read.batches.is_empty() {
+            if !read.events.is_empty() {
                 part.told = (end.segment, read.next_offset);
-                self.ready.extend(read.batches);
+                self.ready.extend(read.events.into_iter().map(|event| (number, event)));
             } else if end.segment > segment && read.next_offset > offset {
                 part.told = (end.segment, read.next_offset);
-                self.ready.extend(self.sources.first().map(|source| skip_batch(number, source, read.next_offset)));
+                let skip = |source| (number, LogEvent::Batch(skip_batch(number, source, read.next_offset)));
+                self.ready.extend(self.sources.first().map(skip));
             }
         }
         moved
@@ -131,8 +133,8 @@ impl Log for JournalLog {
             return Ok(LogEvent::Assigned(self.journal.assignments()));
         }
         loop {
-            if let Some(batch) = self.pop_ready() {
-                return Ok(LogEvent::Batch(batch));
+            if let Some(event) = self.pop_ready() {
+                return Ok(event);
             }
             if self.reading.is_none() && !self.begin_reading() {
                 // Every partition is paused, or waits for its seek; the caller changes that between two calls.
@@ -172,7 +174,7 @@ impl Log for JournalLog {
         part.told = (cursor.map_or(0, |c| c.segment), offset);
         part.cursor = cursor;
         part.next_offset = offset;
-        self.ready.retain(|batch| batch.partition != partition);
+        self.ready.retain(|(of, _)| *of != partition);
         Ok(())
     }
 

@@ -10,10 +10,11 @@ use arrow::array::{RecordBatch, UInt32Array};
 use arrow::buffer::Buffer;
 use arrow::compute::{concat_batches, take_record_batch};
 use bytes::BytesMut;
-use fieldstream_engine_api::{LogBatch, Payloads, Position};
+use fieldstream_engine_api::{LogBatch, LogEvent, Payloads, Position};
 use fieldstream_schemas::{PayloadBlock, PayloadEntry, Reject, readings_schema};
 
 use crate::frame::{FrameHead, Run, decode_body};
+use crate::recovery::JUMP;
 use crate::scan::{Found, body_at, frame_at, next_frame};
 use crate::shared::Shared;
 use crate::tables::{Raw, compact, read_raws, read_rejects, split_positions};
@@ -44,7 +45,8 @@ pub(crate) struct Wanted {
 /// What was read for a partition.
 #[derive(Debug)]
 pub(crate) struct PartitionChunk {
-    pub(crate) batches: Vec<LogBatch>,
+    /// In order: batches, and what is lost between them.
+    pub(crate) events: Vec<LogEvent>,
     /// First offset after the stretch, rows of other receivers included.
     pub(crate) next_offset: u64,
 }
@@ -83,6 +85,11 @@ pub(crate) fn read_chunk(
         for (partition, want) in wanted.iter().filter(|(_, want)| want.cursor <= here) {
             gathering.entry(*partition).or_insert_with(|| Gather::new(*partition, want.offset));
         }
+        for run in &head.runs {
+            if let Some(partition) = gathering.get_mut(&run.partition) {
+                partition.begin_frame(head.number, run.offsets.start)?;
+            }
+        }
         let needs = |run: &Run| gathering.get(&run.partition).is_some_and(|g| run.offsets.end > g.next_offset);
         let ours = |run: &Run| head.sources.get(run.source as usize).filter(|s| sources.contains(s));
         if let Some(segment) = open.as_ref()
@@ -96,7 +103,14 @@ pub(crate) fn read_chunk(
                         partition.add(&head, &frame, sources).map_err(io::Error::other)?;
                     }
                 }
-                Err(why) => shared.lose(segment.number, at, &why),
+                Err(why) => {
+                    shared.lose(segment.number, at, &why);
+                    for run in head.runs.iter().filter(|run| ours(run).is_some()) {
+                        if let Some(partition) = gathering.get_mut(&run.partition) {
+                            partition.lose(run.offsets.end, run.offsets.end - run.offsets.start.min(run.offsets.end))?;
+                        }
+                    }
+                }
             }
         }
         for run in &head.runs {
@@ -185,12 +199,38 @@ struct Gather {
     next_offset: u64,
     rows: usize,
     piece: Piece,
-    done: Vec<LogBatch>,
+    /// The newest frame with payloads of this partition.
+    frame: Option<u64>,
+    done: Vec<LogEvent>,
 }
 
 impl Gather {
     fn new(partition: u32, next_offset: u64) -> Self {
-        Self { partition, next_offset, rows: 0, piece: Piece::default(), done: Vec::new() }
+        Self { partition, next_offset, rows: 0, piece: Piece::default(), frame: None, done: Vec::new() }
+    }
+
+    /// A frame's payloads of this partition begin at `offset`. If that is further than expected, frames before it could not be read.
+    /// Whose payloads they held is not known either, so every pipeline counts them.
+    fn begin_frame(&mut self, number: u64, offset: u64) -> Result<(), io::Error> {
+        if self.frame.replace(number) == Some(number) {
+            return Ok(());
+        }
+        match offset.saturating_sub(self.next_offset) {
+            0 => Ok(()),
+            // After damage that hides how many offsets were given out, numbering has leapt.
+            lost => self.lose(offset, (lost % JUMP).max(1)),
+        }
+    }
+
+    /// Payloads below `next_offset` are lost, `payloads` of them at most.
+    fn lose(&mut self, next_offset: u64, payloads: u64) -> Result<(), io::Error> {
+        if next_offset > self.next_offset {
+            self.close().map_err(io::Error::other)?;
+            let payloads = payloads.min(next_offset - self.next_offset);
+            self.done.push(LogEvent::Lost { partition: self.partition, next_offset, payloads });
+            self.next_offset = next_offset;
+        }
+        Ok(())
     }
 
     /// Takes this partition's payloads of a frame, from sources that are read.
@@ -243,16 +283,16 @@ impl Gather {
         let raw = (!piece.raws.is_empty()).then(|| block_of(&piece.raws));
         let payloads = Payloads::Rows { rows, positions: piece.positions, rejects: piece.rejects, raw };
         let (partition, next_offset, append_us) = (self.partition, piece.next_offset, piece.append_us);
-        self.done.push(LogBatch { partition, source, next_offset, append_us, payloads });
+        self.done.push(LogEvent::Batch(LogBatch { partition, source, next_offset, append_us, payloads }));
         Ok(())
     }
 
     fn finish(mut self) -> Result<PartitionChunk, arrow::error::ArrowError> {
         self.close()?;
-        if let Some(last) = self.done.last_mut() {
+        if let Some(LogEvent::Batch(last)) = self.done.last_mut() {
             last.next_offset = self.next_offset;
         }
-        Ok(PartitionChunk { batches: self.done, next_offset: self.next_offset })
+        Ok(PartitionChunk { events: self.done, next_offset: self.next_offset })
     }
 }
 

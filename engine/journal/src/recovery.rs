@@ -20,7 +20,7 @@ use crate::scan::{Found, body_at, frame_at, next_frame};
 use crate::segment::{Segment, SegmentHead, encode_head, numbers, own_schemas, path_of, read_head, sync_folder};
 
 /// After damage that hides how many offsets were given out, numbering goes on so much higher: offsets never come twice.
-const JUMP: u64 = 1 << 32;
+pub(crate) const JUMP: u64 = 1 << 32;
 const DURABLE: &str = "durable";
 
 /// What was found.

@@ -153,6 +153,27 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Beginning of the last line of a sealed JSON file; the checksum of what is above it follows.
+const SEAL: &str = "# crc32 ";
+
+/// [`replace_file`] with JSON and its checksum: a changed digit in it would read as another number.
+pub(crate) fn replace_sealed(folder: &Path, name: &str, json: &[u8]) -> io::Result<()> {
+    let mut data = json.to_vec();
+    data.extend_from_slice(format!("\n{SEAL}{:08x}\n", crc32fast::hash(json)).as_bytes());
+    replace_file(folder, name, &data)
+}
+
+/// The JSON of a sealed file; one without a seal was written by an earlier version and is taken as it is.
+pub(crate) fn unsealed<'a>(name: &str, data: &'a [u8]) -> io::Result<&'a [u8]> {
+    let damaged = || io::Error::other(format!("{name} is damaged: its checksum is wrong"));
+    let Some(at) = data.windows(SEAL.len() + 1).rposition(|w| w.first() == Some(&b'\n') && w.get(1..) == Some(SEAL.as_bytes())) else {
+        return Ok(data);
+    };
+    let (json, seal) = data.split_at(at);
+    let wanted = format!("\n{SEAL}{:08x}\n", crc32fast::hash(json));
+    if seal == wanted.as_bytes() { Ok(json) } else { Err(damaged()) }
+}
+
 /// Replaces `name` in `folder` by `data`, durably: either the old or the new content is there, never a part.
 pub(crate) fn replace_file(folder: &Path, name: &str, data: &[u8]) -> io::Result<()> {
     let temporary = folder.join(format!("{name}.tmp"));

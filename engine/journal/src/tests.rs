@@ -86,11 +86,19 @@ async fn reader(journal: &Journal, pipeline: &str, sources: &[&str]) -> JournalL
     log
 }
 
-/// The next batch, within a deadline.
+/// The next event, within a deadline.
+async fn event(log: &mut JournalLog) -> LogEvent {
+    tokio::time::timeout(Duration::from_secs(20), log.next()).await.expect("something comes").expect("and is no error")
+}
+
+/// The next batch, within a deadline; losses are passed over.
 async fn batch(log: &mut JournalLog) -> LogBatch {
-    match tokio::time::timeout(Duration::from_secs(20), log.next()).await.expect("a batch comes") {
-        Ok(LogEvent::Batch(batch)) => batch,
-        other => panic!("{other:?}"),
+    loop {
+        match event(log).await {
+            LogEvent::Batch(batch) => return batch,
+            LogEvent::Lost { .. } => {}
+            other => panic!("{other:?}"),
+        }
     }
 }
 

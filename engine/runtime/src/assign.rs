@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, PartitionStore, PendingCheckpoint, Progress};
+use fieldstream_checkpoint::{CheckpointData, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
@@ -34,6 +34,12 @@ pub(crate) struct Owned {
     pub(crate) next_checkpoint: u64,
     pub(crate) snapshot: Option<CheckpointData>,
     pub(crate) pending: Option<PendingCheckpoint>,
+    /// Layers of the newest checkpoint, oldest first; none: the next snapshot is whole.
+    pub(crate) layers: Vec<Layer>,
+    /// The snapshot before came to nothing.
+    pub(crate) retake: bool,
+    /// When it was claimed, on the monotonic clock.
+    pub(crate) claimed: std::time::Duration,
     pub(crate) acknowledge: Option<u64>,
     /// What turns will have reached when the queue is empty.
     pub(crate) enqueued: Mark,
@@ -57,6 +63,36 @@ pub(crate) struct Owned {
 }
 
 impl Owned {
+    /// A partition that has just been taken over, with nothing to replay.
+    fn new(assignment: Assignment, queue: Arc<PartitionQueue>, generation: Generation, store: PartitionStore, progress: Progress) -> Self {
+        Self {
+            queue,
+            generation,
+            store,
+            progress,
+            next_checkpoint: 0,
+            snapshot: None,
+            pending: None,
+            layers: Vec::new(),
+            retake: false,
+            claimed: Duration::ZERO,
+            acknowledge: None,
+            enqueued: Mark::default(),
+            next_decision: 0,
+            replay: VecDeque::new(),
+            replays_to: 0,
+            paused: false,
+            ended: false,
+            end_decided: None,
+            drain_asked: false,
+            drained: false,
+            has_devices: false,
+            quiet_ticks: 0,
+            assignment,
+            recovered_at: None,
+        }
+    }
+
     /// Payloads below `next_offset` are in the queue, and with them the decisions of a replay that lie among them.
     pub(crate) fn enqueue_to(&mut self, next_offset: u64) {
         self.enqueued.next_offset = next_offset;
@@ -76,19 +112,11 @@ impl Coordinator<'_> {
         let partition = assignment.partition;
         let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
         let store = self.engine.store.partition(&key);
+        let other_logs = self.other_logs(&store, &assignment).await?;
         let claim = store.claim().await?;
-        if claim.restarts >= SUSPICIOUS_RESTARTS {
-            tracing::warn!(partition = %key, restarts = claim.restarts, "the process has ended several times since this checkpoint; a row may be killing it");
-        }
+        warn_of_restarts(&key, claim.restarts);
         let marks = self.open_sinks(&key, claim.generation).await?;
-        let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), claim.generation)?;
-        let cold = ColdStore::create(&folder, &format!("{:020}", claim.generation.0))?;
-        let restored = match store.latest(Some(&folder)).await {
-            // What a newer owner deletes looks damaged to the one it has overtaken.
-            Err(error) => return Err(store.check_owner(claim.generation).await.err().unwrap_or(error).into()),
-            restored => restored?,
-        };
-        restored.notes.iter().for_each(|note| tracing::error!(partition = %key, "{note}"));
+        let (cold, restored) = self.newest(&store, claim.generation).await?;
         let mut hosted = Partition::new(&self.spec, &key, self.log.start_offset(&assignment), Arc::clone(&self.engine.clock))
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
@@ -97,19 +125,14 @@ impl Coordinator<'_> {
             hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
         }
         let start = hosted.complete_to();
-        let furthest = furthest(start, &marks);
-        if furthest > assignment.end_offset {
-            // Until it was fenced, the owner before went on with what came after this assignment.
-            assignment.end_offset = self.log.end_offset(partition).await?.unwrap_or_default().max(assignment.end_offset);
-        }
-        check_positions(&assignment, start, furthest)?;
-        let decisions = store.decisions_from(start.next_decision).await?;
+        let furthest = self.check_end(&mut assignment, start, &marks).await?;
+        let decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, other_logs).await?;
         let decided = start.next_decision + decisions.len() as u64;
-        store.adopt(claim.generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
         let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
         let replay: VecDeque<u64> = decisions.iter().map(|d| d.position.offset).collect();
         let (replays, replays_to) = (!replay.is_empty(), replay.iter().copied().max().unwrap_or_default().max(furthest));
         hosted.set_replay(decisions);
+        let from = hosted.complete_to().next_offset;
         hosted.step_below(self.stepping.get(&partition).copied().unwrap_or_default());
         let sink_marks = marks.iter().map(|mark| mark.as_ref().map_or(start, |committed| committed.mark)).collect();
         let mut progress = Progress::new(start, sink_marks, restored.kept, self.spec.checkpoint.keep);
@@ -122,38 +145,53 @@ impl Coordinator<'_> {
         let queue = Arc::new(PartitionQueue::default());
         self.show(&key, &hosted, &queue, &marks);
         let mut owned = Owned {
-            queue: Arc::clone(&queue),
-            generation: claim.generation,
-            store,
-            progress,
-            next_checkpoint: 0,
-            snapshot: None,
-            pending: None,
-            acknowledge: None,
+            layers: restored.layers,
+            claimed: self.engine.clock.monotonic(),
             enqueued: start,
             next_decision: decided,
             replay,
             replays_to,
-            paused: false,
-            ended: false,
             end_decided,
-            drain_asked: false,
-            drained: false,
             has_devices: hosted.slots().active_devices() > 0 || hosted.passivated_devices() > 0,
-            quiet_ticks: 0,
-            recovered_at: None,
-            assignment,
+            ..Owned::new(assignment, Arc::clone(&queue), claim.generation, store, progress)
         };
-        owned.enqueue_to(start.next_offset);
+        owned.enqueue_to(from);
         self.owned.insert(partition, owned);
-        let outlet = Outlet { generation: claim.generation, ..self.outlet.clone() };
+        self.host(hosted, queue, claim.generation, replays).await?;
+        self.seek(partition, from).await?;
+        tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
+        Ok(())
+    }
+
+    /// The newest readable checkpoint, and a cold store in whose folder its cold files lie.
+    async fn newest(&self, store: &PartitionStore, generation: Generation) -> Result<(ColdStore, Restored), PipelineError> {
+        let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), generation)?;
+        let cold = ColdStore::create(&folder, &format!("{:020}", generation.0))?;
+        let restored = match store.latest(Some(&folder)).await {
+            // What a newer owner deletes looks damaged to the one it has overtaken.
+            Err(error) => return Err(store.check_owner(generation).await.err().unwrap_or(error).into()),
+            restored => restored?,
+        };
+        restored.notes.iter().for_each(|note| tracing::error!(partition = %store.key(), "{note}"));
+        Ok((cold, restored))
+    }
+
+    /// Gives a partition to its shard; with a replay it has to do at once what was decided where it begins.
+    async fn host(
+        &self,
+        hosted: Partition,
+        queue: Arc<PartitionQueue>,
+        generation: Generation,
+        replays: bool,
+    ) -> Result<(), PipelineError> {
+        let ready = replays && queue.push(Work::CatchUp);
+        let partition = hosted.key().partition;
+        let outlet = Outlet { generation, ..self.outlet.clone() };
         let host = Host { id: (self.number, partition), partition: Box::new(hosted), queue, outlet, turn: self.spec.turn };
         self.engine.shard_of(self.number, partition).send(host).await.map_err(|_| PipelineError::Gone("a shard"))?;
-        if replays && self.owned.get(&partition).is_some_and(|owned| owned.queue.push(Work::CatchUp)) {
+        if ready {
             self.send_token(partition);
         }
-        self.seek(partition, start.next_offset).await?;
-        tracing::info!(partition = %key, generation = %claim.generation, from = %start, "partition taken over");
         Ok(())
     }
 
@@ -230,6 +268,7 @@ impl Coordinator<'_> {
     pub(crate) async fn revoke(&mut self, partition: u32) -> Vec<oneshot::Receiver<()>> {
         let mut forgotten = Vec::with_capacity(self.sinks.len());
         let Some(owned) = self.owned.remove(&partition) else { return forgotten };
+        self.forget_savepoint(partition);
         owned.queue.clear();
         // A shard that is gone hosts nothing.
         let _ = self.engine.shard_of(self.number, partition).send(Remove { id: (self.number, partition) }).await;
@@ -293,25 +332,10 @@ impl Coordinator<'_> {
     }
 }
 
-/// The offset below which some sink may have output, or state is saved.
-fn furthest(start: Mark, marks: &[Option<Committed>]) -> u64 {
-    marks.iter().flatten().map(|m| m.mark.next_offset).max().unwrap_or_default().max(start.next_offset)
-}
-
-fn check_positions(assignment: &Assignment, start: Mark, furthest: u64) -> Result<(), PipelineError> {
-    let partition = assignment.partition;
-    if start.next_offset < assignment.first_offset {
-        let (wanted, first_offset) = (start.next_offset, assignment.first_offset);
-        return Err(LogError::Truncated { partition, wanted, first_offset }.into());
+fn warn_of_restarts(partition: &PartitionKey, restarts: u32) {
+    if restarts >= SUSPICIOUS_RESTARTS {
+        tracing::warn!(%partition, restarts, "the process has ended several times since this checkpoint; a row may be killing it");
     }
-    if furthest > assignment.end_offset {
-        let what = format!(
-            "output was committed up to offset {furthest}, but the log ends at {}; it is not the log it was. Point the pipeline at the right log, or start anew with another pipeline name",
-            assignment.end_offset
-        );
-        return Err(PipelineError::Position { partition, what });
-    }
-    Ok(())
 }
 
 fn join(errors: &[fieldstream_engine_api::ConfigError]) -> String {

@@ -1,12 +1,13 @@
 //! The coordinator's effects for the checkpoint protocol: it asks [`Progress`](fieldstream_checkpoint::Progress) and does as told.
 
-use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, PartitionStore, PendingCheckpoint, StoreError};
+use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, Layer, PartitionStore, PendingCheckpoint, StoreError};
 use fieldstream_engine_api::{Generation, Mark};
 
 use crate::error::PipelineError;
 use crate::event::{Event, PartitionEvent};
 use crate::pipeline::Coordinator;
 use crate::queue::Work;
+use crate::snapshot::SnapshotKind;
 
 /// The part of the node that has trouble when checkpoints cannot be stored.
 const CHECKPOINTS: &str = "checkpoints";
@@ -40,16 +41,21 @@ impl Coordinator<'_> {
                 if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
                     status.snapshot_asked = Some(self.engine.clock.monotonic());
                 }
-                if owned.queue.push(Work::Snapshot) {
+                let kind = match std::mem::take(&mut owned.retake) {
+                    _ if owned.layers.is_empty() => SnapshotKind::Whole,
+                    true => SnapshotKind::Retake,
+                    false => SnapshotKind::Changes,
+                };
+                if owned.queue.push(Work::Snapshot(kind)) {
                     self.send_token(partition);
                 }
             }
             Action::StoreSnapshot { .. } => {
                 let Some(data) = owned.snapshot.take() else { return };
-                let number = owned.next_checkpoint;
+                let (number, below) = (owned.next_checkpoint, owned.layers.clone());
                 owned.next_checkpoint += 1;
                 tokio::spawn(async move {
-                    let result = store.write(generation, number, &data).await;
+                    let result = store.write(generation, number, &data, &below).await;
                     // The coordinator is gone only when the pipeline has ended.
                     let what = PartitionEvent::Stored(result);
                     let _ = events.send(Event::Partition { partition, generation, what });
@@ -58,11 +64,13 @@ impl Coordinator<'_> {
             Action::StoreManifest { at } => {
                 let Some(pending) = owned.pending.take() else { return };
                 tokio::spawn(async move {
-                    let result = commit_as_owner(&store, generation, &pending).await;
+                    let result = commit_as_owner(&store, generation, &pending).await.map(|id| (id, pending.layers().to_vec()));
                     let what = PartitionEvent::Committed { at, result };
                     let _ = events.send(Event::Partition { partition, generation, what });
                 });
             }
+            // An owner that was overtaken may still be reading what would go; the next checkpoint prunes as well.
+            Action::Prune { .. } if self.engine.clock.monotonic().saturating_sub(owned.claimed) < self.engine.options.prune_grace => {}
             Action::Prune { keep } => {
                 let pipeline = self.spec.name.clone();
                 self.prunes.retain(|(_, prune)| !prune.is_finished());
@@ -111,13 +119,17 @@ impl Coordinator<'_> {
         &mut self,
         partition: u32,
         at: Mark,
-        result: Result<CheckpointId, StoreError>,
+        result: Result<(CheckpointId, Vec<Layer>), StoreError>,
     ) -> Result<(), PipelineError> {
         match result {
-            Ok(id) => {
+            Ok((id, layers)) => {
+                if let Some(owned) = self.owned.get_mut(&partition) {
+                    owned.layers = layers;
+                }
                 self.status.trouble(CHECKPOINTS, None);
                 self.note_checkpoint(partition, at);
                 self.progress(partition, Fact::ManifestStored { id, at });
+                self.label_checkpoint(partition, id, at).await;
             }
             Err(error) => self.store_failed(partition, error)?,
         }
@@ -146,6 +158,13 @@ impl Coordinator<'_> {
             return Err(error.into());
         }
         tracing::warn!(pipeline = %self.spec.name, partition, "checkpoint failed, the next one tries again: {error}");
+        if let Some(owned) = self.owned.get_mut(&partition) {
+            owned.retake = true;
+            if matches!(error, StoreError::Damaged { .. }) {
+                // A layer that the next one would lie over cannot be read: everything is in memory still, and is written anew.
+                owned.layers.clear();
+            }
+        }
         self.status.trouble(CHECKPOINTS, Some(format!("partition {partition}: {error}")));
         self.progress(partition, Fact::StoreFailed);
         Ok(())

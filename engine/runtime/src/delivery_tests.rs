@@ -42,6 +42,11 @@ struct MemoryLog {
     assigned: bool,
     ended: Vec<u32>,
     poison: &'static [u64],
+    /// Offsets below it are gone.
+    first_offset: u64,
+    /// Offsets of partition 0 that the log has lost.
+    lost: Option<std::ops::Range<u64>>,
+    id: &'static str,
     /// Tells the pipeline to stop when this offset is reached, and gives nothing more.
     stop: Option<(u64, watch::Sender<bool>)>,
 }
@@ -51,8 +56,9 @@ impl Log for MemoryLog {
     async fn next(&mut self) -> Result<LogEvent, LogError> {
         if !self.assigned {
             self.assigned = true;
+            let (log_id, first_offset) = (LogId(self.id.into()), self.first_offset);
             // Everything was appended after the assignment.
-            let assignment = |partition| Assignment { partition, log_id: LogId("memory".into()), first_offset: 0, end_offset: 0 };
+            let assignment = |partition| Assignment { partition, log_id: log_id.clone(), first_offset, end_offset: first_offset };
             return Ok(LogEvent::Assigned((0..PARTITIONS).map(assignment).collect()));
         }
         tokio::task::yield_now().await;
@@ -67,7 +73,12 @@ impl Log for MemoryLog {
             self.ended.push(partition);
             return Ok(LogEvent::EndOfInput { partition, next_offset: PAYLOADS });
         }
-        let to = (from + 13).min(PAYLOADS);
+        if let Some(lost) = self.lost.as_ref().filter(|lost| partition == 0 && lost.contains(&from)) {
+            self.next.insert(partition, lost.end);
+            return Ok(LogEvent::Lost { partition, next_offset: lost.end, payloads: lost.end - from });
+        }
+        let before_loss = self.lost.as_ref().filter(|lost| partition == 0 && lost.start > from).map_or(PAYLOADS, |lost| lost.start);
+        let to = (from + 13).min(PAYLOADS).min(before_loss);
         let mut block = PayloadBlock::default();
         let mut data = Vec::new();
         for offset in from..to {
@@ -273,7 +284,7 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: &'static [u64]) ->
         max_active_devices: 1 << 20,
         max_devices_per_source: 1 << 20,
     };
-    let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison, stop: None };
+    let log = memory_log(poison);
     let sink = MemorySink { service: Arc::clone(service), owned: BTreeMap::new(), dies_at, commits: 0 };
     let dead_letters = DeadLetters::default();
     PipelineParts {
@@ -281,6 +292,11 @@ fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: &'static [u64]) ->
         input: Input::Log { log: Box::new(log), finite: true },
         sinks: vec![SinkBox(Box::new(sink)), SinkBox(Box::new(dead_letters))],
     }
+}
+
+fn memory_log(poison: &'static [u64]) -> MemoryLog {
+    let (next, ended) = (BTreeMap::new(), Vec::new());
+    MemoryLog { next, assigned: false, ended, poison, first_offset: 0, lost: None, id: "memory", stop: None }
 }
 
 /// Keeps nothing but promises nothing either.
@@ -311,7 +327,10 @@ fn on_system<F: Future>(f: F) -> F::Output {
 }
 
 async fn start(dir: &std::path::Path, parts: PipelineParts) -> (Result<Report, PipelineError>, u64) {
-    let options = EngineOptions { shards: 2, ..EngineOptions::new(dir.to_owned()) };
+    start_with(EngineOptions { shards: 2, ..EngineOptions::new(dir.to_owned()) }, parts).await
+}
+
+async fn start_with(options: EngineOptions, parts: PipelineParts) -> (Result<Report, PipelineError>, u64) {
     let engine = Engine::start(options, Arc::new(SystemClock::default())).await.unwrap();
     let (_stop, stopped) = watch::channel(false);
     let status = Arc::new(Status::default());
@@ -395,5 +414,7 @@ fn rows_that_panic_close_together_are_taken_out_one_after_the_other() {
     assert!(report.ledger.balanced, "{:?}", report.ledger);
 }
 
+#[path = "gap_tests.rs"]
+mod gaps;
 #[path = "stop_tests.rs"]
 mod stop;

@@ -27,6 +27,10 @@ pub struct EngineOptions {
     pub output_bytes: usize,
     /// How long a drain may take.
     pub drain_deadline: Duration,
+    /// What a log no longer holds is given up and recorded, instead of ending the pipeline.
+    pub accept_gap: bool,
+    /// How long after a claim nothing is deleted: an owner that was overtaken may still be reading.
+    pub prune_grace: Duration,
     /// Sizes of the journal.
     pub journal: JournalOptions,
     /// Resident bytes of the process above which nothing new is read; `None` for no bound.
@@ -34,7 +38,8 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Defaults for `data_dir`: one shard per core, 4 MiB of input per partition, 64 MiB of output per pipeline, 30 s to drain.
+    /// Defaults for `data_dir`: one shard per core, 4 MiB of input per partition, 64 MiB of output per pipeline, 30 s to drain,
+    /// 30 s before old checkpoints go.
     #[must_use]
     pub fn new(data_dir: PathBuf) -> Self {
         let shards = std::thread::available_parallelism().map_or(1, usize::from);
@@ -44,6 +49,8 @@ impl EngineOptions {
             queue_bytes: 4 << 20,
             output_bytes: 64 << 20,
             drain_deadline: Duration::from_secs(30),
+            accept_gap: false,
+            prune_grace: Duration::from_secs(30),
             journal: JournalOptions::default(),
             memory_budget: None,
         }
@@ -77,7 +84,7 @@ impl Engine {
         let store = CheckpointStore::open(&options.data_dir.join("state")).await?;
         let arbiters: Vec<Arbiter> = (0..options.shards.max(1)).map(|_| Arbiter::new()).collect();
         let shards = arbiters.iter().map(|arbiter| Shard::start_in_arbiter(&arbiter.handle(), |_| Shard::default())).collect();
-        let tight = watch_budget(options.memory_budget);
+        let tight = watch_budget(&clock, options.memory_budget);
         Ok(Self { options, shards, store, clock, tight, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters })
     }
 
@@ -85,7 +92,7 @@ impl Engine {
     #[must_use]
     pub fn embedded(options: EngineOptions, clock: Arc<dyn Clock>, store: CheckpointStore) -> Self {
         let shards = vec![Shard::default().start()];
-        let tight = watch_budget(options.memory_budget);
+        let tight = watch_budget(&clock, options.memory_budget);
         Self { options, shards, store, clock, tight, journal: OnceCell::new(), next_pipeline: AtomicU32::new(0), arbiters: Vec::new() }
     }
 

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use fieldstream_checkpoint::{CheckpointData, CheckpointId, PendingCheckpoint, StoreError};
+use fieldstream_checkpoint::{CheckpointData, CheckpointId, Layer, PendingCheckpoint, StoreError};
 use fieldstream_engine_api::{Committed, Generation, Mark, Position, SinkError};
+use tokio::sync::oneshot;
 
 use crate::graph::NodeMeter;
 use crate::ledger::Totals;
 use crate::passivation::ColdError;
+use crate::savepoint::Saved;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -50,6 +52,13 @@ pub enum Event {
     ReceiversDone {
         /// Where the journal ended then: (partition, first offset after the end).
         ends: Vec<(u32, u64)>,
+    },
+    /// Somebody wants a savepoint.
+    Savepoint {
+        /// Its label.
+        label: Arc<str>,
+        /// Gets what came of it.
+        reply: oneshot::Sender<Saved>,
     },
     /// A receiver has given up.
     ReceiverFailed {
@@ -107,8 +116,8 @@ pub enum PartitionEvent {
     Committed {
         /// Position of the checkpoint.
         at: Mark,
-        /// What came of it.
-        result: Result<CheckpointId, StoreError>,
+        /// Its name and layers, or what went wrong.
+        result: Result<(CheckpointId, Vec<Layer>), StoreError>,
     },
 }
 

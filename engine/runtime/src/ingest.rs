@@ -57,7 +57,13 @@ impl Ingest {
                     self.take(received).await?;
                 }
                 Ok(None) => return Ok(()),
-                Err(error) => backoff = self.wait_after(error, backoff).await?,
+                Err(ReceiveError::Retry { context, cause }) => {
+                    tracing::warn!(source = %self.source, "{context}: {cause}; trying again in {backoff:?}");
+                    self.status.trouble(&self.source, Some(format!("{context}: {cause}")));
+                    self.clock.sleep(backoff).await;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+                Err(fatal @ ReceiveError::Fatal { .. }) => return Err(fatal.to_string()),
             }
         }
     }
@@ -94,18 +100,6 @@ impl Ingest {
                 Ok(())
             }
             Err(fatal) => Err(fatal.to_string()),
-        }
-    }
-
-    async fn wait_after(&mut self, error: ReceiveError, backoff: Duration) -> Result<Duration, String> {
-        match error {
-            ReceiveError::Retry { context, cause } => {
-                tracing::warn!(source = %self.source, "{context}: {cause}; trying again in {backoff:?}");
-                self.status.trouble(&self.source, Some(format!("{context}: {cause}")));
-                self.clock.sleep(backoff).await;
-                Ok((backoff * 2).min(MAX_BACKOFF))
-            }
-            fatal @ ReceiveError::Fatal { .. } => Err(fatal.to_string()),
         }
     }
 }

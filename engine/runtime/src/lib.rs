@@ -2,6 +2,7 @@
 
 mod admission;
 mod assign;
+mod changes;
 mod checkpointing;
 pub mod clock;
 mod dead_letters;
@@ -11,6 +12,7 @@ pub mod durations;
 pub mod engine;
 pub mod error;
 pub mod event;
+mod gap;
 mod giving_up;
 pub mod graph;
 mod ingest;
@@ -23,6 +25,7 @@ pub mod partition;
 pub mod passivation;
 pub mod pipeline;
 pub mod queue;
+pub mod savepoint;
 pub mod shard;
 pub mod sink_task;
 pub mod snapshot;

@@ -4,9 +4,12 @@
 //! was read already is still handled, which makes room.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+
+use crate::clock::Clock;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -15,15 +18,15 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(crate) type Tight = watch::Receiver<bool>;
 
 /// Watches the process as long as somebody listens. Without a budget memory is never tight.
-pub(crate) fn watch_budget(budget: Option<u64>) -> Tight {
+pub(crate) fn watch_budget(clock: &Arc<dyn Clock>, budget: Option<u64>) -> Tight {
     let (tell, tight) = watch::channel(false);
     if let Some(budget) = budget {
-        tokio::spawn(look_on(budget, tell));
+        tokio::spawn(look_on(Arc::clone(clock), budget, tell));
     }
     tight
 }
 
-async fn look_on(budget: u64, tell: watch::Sender<bool>) {
+async fn look_on(clock: Arc<dyn Clock>, budget: u64, tell: watch::Sender<bool>) {
     while !tell.is_closed() {
         let Some(resident) = resident_bytes(Path::new("/proc/self/statm")) else {
             tracing::warn!("this system does not tell how much memory a process uses: the memory budget is not kept");
@@ -37,7 +40,7 @@ async fn look_on(budget: u64, tell: watch::Sender<bool>) {
                 tracing::info!(resident, budget, "within the memory budget again");
             }
         }
-        tokio::time::sleep(LOOK).await;
+        clock.sleep(LOOK).await;
     }
 }
 
@@ -54,6 +57,7 @@ fn resident_bytes(statm: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
 
     #[test]
     fn it_begins_above_the_budget_and_ends_well_below_it() {
@@ -67,9 +71,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_budget_below_what_is_used_is_told_and_none_never_is() {
-        let mut tight = watch_budget(Some(1));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let mut tight = watch_budget(&clock, Some(1));
         let told = tokio::time::timeout(Duration::from_secs(10), tight.wait_for(|tight| *tight)).await;
         assert!(told.is_ok_and(|told| told.is_ok()), "any process uses more than a byte");
-        assert!(!*watch_budget(None).borrow());
+        assert!(!*watch_budget(&clock, None).borrow());
     }
 }

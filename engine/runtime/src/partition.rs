@@ -15,6 +15,7 @@ use fieldstream_schemas::encode::JsonWriter;
 use fieldstream_schemas::records::{RecordIds, Refuser};
 use fieldstream_schemas::{Decoded, PayloadBlock, Readings, Reject};
 
+use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::dead_letters::{self, TurnPayloads};
 use crate::decisions;
@@ -22,7 +23,7 @@ use crate::graph::Graph;
 use crate::ingress;
 use crate::ledger::Totals;
 use crate::passivation::{Actors, ColdError, Passivation};
-use crate::snapshot::{self, RestoreError};
+use crate::snapshot::{self, RestoreError, SnapshotKind};
 use crate::spec::{PipelineSpec, TimeSpec};
 use crate::time::PartitionTime;
 
@@ -52,6 +53,7 @@ pub struct Partition {
     graph: Graph,
     slots: SlotDirectory,
     time: PartitionTime,
+    changes: Changes,
     /// Without it, all devices stay in memory.
     passivation: Option<Passivation>,
     settings: TimeSpec,
@@ -100,6 +102,7 @@ impl Partition {
             graph,
             slots: SlotDirectory::default(),
             time: PartitionTime::new(spec.time.idle_after),
+            changes: Changes::default(),
             passivation: None,
             settings: spec.time,
             totals,
@@ -140,6 +143,24 @@ impl Partition {
         Ok(outputs)
     }
 
+    /// Accounts for payloads below `next_offset` that the log has lost.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub fn lost(&mut self, next_offset: u64, payloads: u64) -> Result<Vec<TurnOutput>, ColdError> {
+        self.give_up(payloads, "lost");
+        self.complete_to.next_offset = self.complete_to.next_offset.max(next_offset);
+        let mut outputs = vec![self.finish_turn(None)?];
+        outputs.extend(self.catch_up()?);
+        Ok(outputs)
+    }
+
+    /// Payloads that nobody will ever see are in the account all the same.
+    fn give_up(&mut self, payloads: u64, reason: &str) {
+        self.totals.received += payloads;
+        self.totals.drop_rows(reason, payloads);
+    }
+
     /// Carries out the decisions of a replay that lie where the partition is, or behind it.
     ///
     /// # Errors
@@ -156,6 +177,9 @@ impl Partition {
     /// made, those at the very start by [`Self::catch_up`].
     pub fn set_replay(&mut self, decisions: impl IntoIterator<Item = Decision>) {
         self.replay.extend(decisions);
+        // The rows below it will not come, so nothing may wait for them.
+        let leap = self.replay.iter().filter_map(decisions::gap_of).map(|gap| gap.to).max();
+        self.complete_to.next_offset = self.complete_to.next_offset.max(leap.unwrap_or_default());
         // A quarantine may have been decided after a decision that lies behind its row: it counts from the start.
         self.quarantined.extend(self.replay.iter().filter(|d| d.kind == decisions::QUARANTINE).map(|d| d.position));
     }
@@ -188,6 +212,11 @@ impl Partition {
                     self.tick(&Tick { position: decision.position, time: TickTime::Append(time) }, &devices, None)?;
                 }
             }
+            decisions::GAP => {
+                if let Some(gap) = decisions::gap_of(decision) {
+                    self.give_up(gap.payloads, "accepted_gap");
+                }
+            }
             decisions::QUARANTINE => {
                 self.quarantined.insert(decision.position);
             }
@@ -209,6 +238,7 @@ impl Partition {
         self.several = positions.iter().chain(rejects.iter().map(|r| &r.position)).filter(|p| p.row > 0).map(|p| p.offset).collect();
         self.undecodable(source, &rejects);
         let (addressed, new) = ingress::address(Decoded { rows, positions, rejects: Vec::new() }, &mut self.slots);
+        self.changes.touch(&addressed.keys.device);
         self.call_in(&addressed.keys.device, &new)?;
         let (addressed, misplaced) = match &block {
             Some(block) => ingress::check_keys(addressed, block),
@@ -228,19 +258,24 @@ impl Partition {
     /// Begins a turn: the state of devices that were not in memory comes back.
     fn call_in(&mut self, devices: &[u32], new: &[u32]) -> Result<(), ColdError> {
         let Some(passivation) = &mut self.passivation else { return Ok(()) };
-        passivation.begin_turn(devices, new, &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time })
+        passivation.begin_turn(
+            devices,
+            new,
+            &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes },
+        )
     }
 
     /// Ticks `devices`, which are in memory, and those on disk that the tick concerns.
     fn tick(&mut self, tick: &Tick, devices: &[u32], block: Option<&PayloadBlock>) -> Result<(), ColdError> {
         if !devices.is_empty() {
+            self.changes.touch(devices);
             self.run_graph(Some((tick, devices)), block);
         }
         let Some(passivation) = &self.passivation else { return Ok(()) };
         let Some(mut cursor) = passivation.ticked(tick.time, &self.time)? else { return Ok(()) };
         loop {
             let Some(passivation) = &mut self.passivation else { return Ok(()) };
-            let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time };
+            let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes };
             passivation.shrink(true, &mut actors)?;
             let Some(devices) = passivation.wake(&mut cursor, &mut actors)? else { return Ok(()) };
             self.run_graph(Some((tick, &devices)), block);
@@ -311,7 +346,10 @@ impl Partition {
 
     fn finish_turn(&mut self, ingest_us: Option<i64>) -> Result<TurnOutput, ColdError> {
         if let Some(passivation) = &mut self.passivation {
-            passivation.shrink(false, &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time })?;
+            passivation.shrink(
+                false,
+                &mut Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes },
+            )?;
         }
         let rows = self.graph.take_sink_rows();
         for (offered, rows) in self.totals.offered.iter_mut().zip(&rows) {
@@ -332,7 +370,16 @@ impl Partition {
     /// # Errors
     /// As [`Self::turn`].
     pub fn snapshot(&mut self, digest: &str) -> Result<CheckpointData, ColdError> {
-        let mut data = snapshot::take(self.complete_to, digest, &mut self.graph, &self.slots, &self.time, &self.totals);
+        self.snapshot_of(digest, SnapshotKind::Whole)
+    }
+
+    /// Copies what is needed to go on from here, given what lies in the store already.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub fn snapshot_of(&mut self, digest: &str, kind: SnapshotKind) -> Result<CheckpointData, ColdError> {
+        let scope = self.changes.take(&self.slots, kind == SnapshotKind::Retake, kind == SnapshotKind::Whole);
+        let mut data = snapshot::take(self.complete_to, digest, &scope, &mut self.graph, &self.slots, &self.time, &self.totals);
         if let Some(passivation) = &mut self.passivation {
             data.cold = passivation.segments()?;
             data.absent = passivation.absent();
@@ -346,6 +393,7 @@ impl Partition {
     /// If it does not fit the pipeline.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
         self.totals = snapshot::restore(&checkpoint.data, &mut self.graph, &mut self.slots, &mut self.time)?;
+        self.changes.restored(&self.slots);
         self.complete_to = checkpoint.data.at;
         match &mut self.passivation {
             Some(passivation) => {
@@ -363,7 +411,7 @@ impl Partition {
         if let Some(passivation) = &mut self.passivation
             && self.slots.find_device(device).is_none()
         {
-            let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time };
+            let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes };
             passivation.wake_one(device, &mut actors).ok()?;
         }
         let slot = self.slots.find_device(device)?;

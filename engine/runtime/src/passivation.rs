@@ -18,6 +18,7 @@ use fieldstream_checkpoint::StoreError;
 use fieldstream_checkpoint::cold::{ColdCursor, ColdSegment, ColdStore};
 use fieldstream_engine_api::{KeyedState, SlotDirectory, Space, TickTime};
 
+use crate::changes::Changes;
 use crate::graph::Graph;
 use crate::time::PartitionTime;
 
@@ -52,6 +53,7 @@ pub(crate) struct Actors<'a> {
     pub(crate) graph: &'a mut Graph,
     pub(crate) slots: &'a mut SlotDirectory,
     pub(crate) time: &'a mut PartitionTime,
+    pub(crate) changes: &'a mut Changes,
 }
 
 /// Keeps the number of devices in memory at its limit.
@@ -157,6 +159,7 @@ impl Passivation {
     fn release(&mut self, devices: &[u32], series: &[u32], actors: &mut Actors<'_>) {
         actors.graph.for_each_state(|_, _, state| state.clear(if state.space() == Space::Device { devices } else { series }));
         for device in devices {
+            actors.changes.leave(*device, actors.slots.device_name(*device));
             actors.slots.release_device(*device);
             actors.time.forget(*device);
             if let Some(touched) = self.touched.get_mut(*device as usize) {
@@ -179,7 +182,7 @@ impl Passivation {
 
 /// One row per device with all of its state, and the series slots of these devices.
 fn rows_of(devices: &[u32], actors: &mut Actors<'_>) -> Result<(RecordBatch, Vec<u32>), ColdError> {
-    let Actors { graph, slots, time } = actors;
+    let Actors { graph, slots, time, .. } = actors;
     graph.grow(slots);
     let mut series = Vec::new();
     // Where a slot's rows belong: (row of the device, number of the sensor in its list).
@@ -254,7 +257,7 @@ fn slot_column(rows: &RecordBatch) -> Result<&UInt32Array, ColdError> {
 
 /// Gives the devices of `rows` slots and puts their state there; gives the device slots.
 fn put_back(rows: &RecordBatch, actors: &mut Actors<'_>) -> Result<Vec<u32>, ColdError> {
-    let Actors { graph, slots, time } = actors;
+    let Actors { graph, slots, time, changes } = actors;
     let unfit = || ColdError("a file has other columns than this program writes".to_owned());
     let names = rows.columns().first().and_then(|c| c.as_string_opt::<i32>()).ok_or_else(unfit)?;
     let seen = rows.columns().get(1).and_then(|c| c.as_primitive_opt::<Int64Type>()).ok_or_else(unfit)?;
@@ -273,6 +276,7 @@ fn put_back(rows: &RecordBatch, actors: &mut Actors<'_>) -> Result<Vec<u32>, Col
         series.push(own.map(resolve).collect());
         devices.push(device);
     }
+    changes.touch(&devices);
     graph.grow(slots);
     let mut known = FIRST_STATE;
     let mut failure = None;

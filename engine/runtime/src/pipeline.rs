@@ -20,8 +20,9 @@ use crate::giving_up::Overtaken;
 use crate::input::{self, Opened};
 use crate::ledger::Ledger;
 use crate::queue::{OutputRoom, Work};
+use crate::savepoint::Saving;
 use crate::shard::{Outlet, Ready, Remove};
-use crate::sink_task::{SinkShared, SinkStats, SinkTask, SinkWork};
+use crate::sink_task::{SinkHandle, SinkShared, SinkTask, SinkWork};
 use crate::spec::{PipelineParts, PipelineSpec, SinkBox};
 use crate::status::{SinkStatus, State, Status};
 
@@ -50,19 +51,13 @@ pub struct Report {
     pub ledger: Ledger,
 }
 
-pub(crate) struct SinkHandle {
-    pub(crate) name: Arc<str>,
-    pub(crate) work: mpsc::UnboundedSender<SinkWork>,
-    task: JoinHandle<()>,
-}
-
 /// The coordinator.
 pub(crate) struct Coordinator<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) spec: Arc<PipelineSpec>,
     pub(crate) number: u32,
     pub(crate) log: Box<dyn Log>,
-    finite: bool,
+    pub(crate) finite: bool,
     pub(crate) sinks: Vec<SinkHandle>,
     pub(crate) outlet: Outlet,
     pub(crate) owned: BTreeMap<u32, Owned>,
@@ -83,6 +78,8 @@ pub(crate) struct Coordinator<'a> {
     drain_until: Option<Duration>,
     /// Deletions of old checkpoints under way, with their partitions.
     pub(crate) prunes: Vec<(u32, JoinHandle<()>)>,
+    /// A savepoint under way.
+    pub(crate) saving: Option<Saving>,
 }
 
 /// Runs a pipeline to its end, or until it is told to stop. `digest` has a line `part=hash` for each part of the plan that results
@@ -114,7 +111,7 @@ pub async fn run(
         let (work, queue) = mpsc::unbounded_channel();
         let task = SinkTask::new(number, Arc::clone(&sink.name), connection, sink.gather, &shared);
         outlets.push((work.clone(), Arc::clone(&task.stats)));
-        status.lock().sinks.push(sink_status(sink.dead_letter, &sink.name, &task.stats));
+        status.lock().sinks.push(SinkStatus::new(sink.dead_letter, &sink.name, &task.stats));
         handles.push(SinkHandle { name: Arc::clone(&sink.name), work, task: tokio::spawn(task.run(queue)) });
     }
     let mut coordinator = Coordinator {
@@ -136,11 +133,13 @@ pub async fn run(
         overtaken: BTreeMap::new(),
         drain_until: None,
         prunes: Vec::new(),
+        saving: None,
         spec: Arc::new(spec),
     };
     {
         let mut inner = status.lock();
         (inner.state, inner.number) = (State::Running, coordinator.number);
+        inner.inbox = Some(coordinator.outlet.events.clone());
     }
     let outcome = coordinator.work().await;
     let closed = match outcome {
@@ -159,10 +158,6 @@ pub async fn run(
     status.lock().state = state;
     let elapsed = engine.clock.monotonic().saturating_sub(start);
     Ok(Report { pipeline: Arc::clone(&coordinator.spec.name), state, elapsed_s: elapsed.as_secs_f64(), ledger: status.ledger() })
-}
-
-fn sink_status(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> SinkStatus {
-    SinkStatus { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
 }
 
 impl Coordinator<'_> {
@@ -258,6 +253,7 @@ impl Coordinator<'_> {
             }
             LogEvent::Revoked(partitions) => self.give_up(&partitions).await,
             LogEvent::Batch(batch) => self.on_batch(batch).await?,
+            LogEvent::Lost { partition, next_offset, payloads } => self.on_lost(partition, next_offset, payloads),
             LogEvent::EndOfInput { partition, next_offset } => self.end_input(partition, next_offset).await?,
         }
         Ok(())
@@ -273,7 +269,7 @@ impl Coordinator<'_> {
         if !owned.paused && owned.queue.bytes() >= self.engine.options.queue_bytes {
             owned.paused = true;
             self.log.pause(partition, true);
-            self.note_backpressure(partition, true);
+            self.status.backpressure(partition, self.engine.clock.monotonic(), true);
         }
         if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
             status.read_to = next_offset;
@@ -282,14 +278,6 @@ impl Coordinator<'_> {
             self.send_token(partition);
         }
         self.end_after_receivers().await
-    }
-
-    fn note_backpressure(&self, partition: u32, begins: bool) {
-        let now = self.engine.clock.monotonic();
-        if let Some(status) = self.status.lock().partitions.get_mut(&partition) {
-            let since = std::mem::replace(&mut status.paused_since, begins.then_some(now));
-            status.paused_for += since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
-        }
     }
 
     /// When all receivers have ended, a partition ends where the journal ends.
@@ -392,6 +380,7 @@ impl Coordinator<'_> {
                 self.heard_at = self.engine.clock.monotonic();
                 self.end_after_receivers().await?;
             }
+            Event::Savepoint { label, reply } => self.begin_savepoint(label, reply).await,
             Event::ReceiverFailed { source, error } => return Err(PipelineError::Receiver { source_name: source, error }),
         }
         Ok(())
@@ -413,7 +402,7 @@ impl Coordinator<'_> {
                 if owned.paused && owned.queue.bytes() < self.engine.options.queue_bytes / 2 {
                     owned.paused = false;
                     self.log.pause(partition, false);
-                    self.note_backpressure(partition, false);
+                    self.status.backpressure(partition, self.engine.clock.monotonic(), false);
                 }
                 self.progress(partition, Fact::TurnDone { mark: complete_to });
                 self.drain_partition(partition);

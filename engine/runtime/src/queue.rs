@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use fieldstream_checkpoint::Decision;
 use fieldstream_engine_api::LogBatch;
 
+use crate::snapshot::SnapshotKind;
 use crate::spec::TurnLimits;
 
 /// Waiting batches with fewer rows than this are joined: the costs of a turn are spread over more rows.
@@ -19,10 +20,17 @@ pub enum Work {
     Batch(LogBatch),
     /// Carry out a decision that is durable already.
     Decide(Decision),
+    /// Account for payloads that the log has lost.
+    Lost {
+        /// First offset after them.
+        next_offset: u64,
+        /// How many.
+        payloads: u64,
+    },
     /// Carry out the decisions of a replay that lie where the partition is.
     CatchUp,
     /// Copy the state between two turns.
-    Snapshot,
+    Snapshot(SnapshotKind),
 }
 
 /// What a partition does next.
@@ -43,7 +51,7 @@ impl Work {
     fn bytes(&self) -> usize {
         match self {
             Self::Batch(batch) => batch.payloads.bytes(),
-            Self::Decide(_) | Self::CatchUp | Self::Snapshot => 0,
+            Self::Decide(_) | Self::Lost { .. } | Self::CatchUp | Self::Snapshot(_) => 0,
         }
     }
 }
@@ -218,7 +226,7 @@ mod tests {
         queue.push(batch("a", 4, 2));
         queue.push(batch("a", 6, 4));
         queue.push(batch("b", 10, 1));
-        queue.push(Work::Snapshot);
+        queue.push(Work::Snapshot(SnapshotKind::Whole));
         let turns: Vec<String> = (0..5).map(|_| next(&queue, false)).collect();
         let expected = ["a 4 rows to 6", "a 4 rows to 10", "b 1 rows to 11", "work", "nothing"];
         assert_eq!(turns, expected, "five rows at most, one source, and nothing waits with work behind it");
@@ -229,9 +237,9 @@ mod tests {
     fn one_token_at_a_time() {
         let queue = PartitionQueue::default();
         assert!(!queue.schedule(), "nothing to do");
-        assert!(queue.push(Work::Snapshot));
-        assert!(!queue.push(Work::Snapshot), "a token is on its way");
-        assert!(matches!(queue.next_turn(&LIMITS, false), NextTurn::Work(Work::Snapshot)));
+        assert!(queue.push(Work::Snapshot(SnapshotKind::Whole)));
+        assert!(!queue.push(Work::Snapshot(SnapshotKind::Whole)), "a token is on its way");
+        assert!(matches!(queue.next_turn(&LIMITS, false), NextTurn::Work(Work::Snapshot(_))));
         queue.unschedule();
         assert!(queue.schedule(), "work is left");
         assert!(!queue.schedule());

@@ -219,8 +219,9 @@ impl Hosted {
         let turn = catch_unwind(AssertUnwindSafe(|| match work {
             Work::Batch(batch) => Ok((partition.turn(batch)?, None)),
             Work::Decide(decision) => Ok((vec![partition.decide(&decision)?], None)),
+            Work::Lost { next_offset, payloads } => Ok((partition.lost(next_offset, payloads)?, None)),
             Work::CatchUp => Ok((partition.catch_up()?, None)),
-            Work::Snapshot => Ok((Vec::new(), Some((Box::new(partition.snapshot(digest)?), partition.state_bytes())))),
+            Work::Snapshot(kind) => Ok((Vec::new(), Some((Box::new(partition.snapshot_of(digest, kind)?), partition.state_bytes())))),
         }));
         match turn {
             Ok(Err(error)) => {

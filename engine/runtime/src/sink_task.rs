@@ -129,6 +129,13 @@ impl Lane {
     }
 }
 
+/// A running sink task, as its coordinator holds it.
+pub(crate) struct SinkHandle {
+    pub(crate) name: Arc<str>,
+    pub(crate) work: mpsc::UnboundedSender<SinkWork>,
+    pub(crate) task: tokio::task::JoinHandle<()>,
+}
+
 /// What all sink tasks of a pipeline share.
 #[derive(Clone)]
 pub struct SinkShared {

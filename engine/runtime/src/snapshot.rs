@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt32Type};
-use fieldstream_checkpoint::tables::{DEVICES, Renumbering, SERIES, restore_slots, slot_tables};
+use fieldstream_checkpoint::tables::{DEVICES, Renumbering, SERIES, gone_table, restore_slots, slot_tables};
 use fieldstream_checkpoint::{CheckpointData, StateTable, Table};
 use fieldstream_engine_api::{Mark, SlotDirectory, Space};
 use serde::{Deserialize, Serialize};
 
+use crate::changes::Scope;
 use crate::graph::Graph;
 use crate::ledger::Totals;
 use crate::time::PartitionTime;
@@ -23,27 +24,52 @@ struct Extras {
     now_us: Option<i64>,
 }
 
+/// What a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// Everything: nothing lies below it.
+    Whole,
+    /// What has changed since the snapshot before, which has become a checkpoint, or since the restore.
+    Changes,
+    /// As `Changes`; the snapshot before came to nothing, so what was in it is changed as well.
+    Retake,
+}
+
 /// Why a checkpoint does not fit this pipeline.
 #[derive(Debug, thiserror::Error)]
 #[error("the checkpoint cannot be restored: {0}")]
 pub struct RestoreError(pub String);
 
-/// Copies everything a partition needs to go on from `at`.
-pub fn take(at: Mark, digest: &str, graph: &mut Graph, slots: &SlotDirectory, time: &PartitionTime, totals: &Totals) -> CheckpointData {
-    let devices: Vec<u32> = slots.devices().collect();
-    let series: Vec<u32> = devices.iter().flat_map(|d| slots.series_of(*d)).collect();
+/// Copies what a partition needs to go on from `at`: the devices in `scope` with all of their state, and the small things.
+pub(crate) fn take(
+    at: Mark,
+    digest: &str,
+    scope: &Scope,
+    graph: &mut Graph,
+    slots: &SlotDirectory,
+    time: &PartitionTime,
+    totals: &Totals,
+) -> CheckpointData {
+    let devices = &scope.devices;
+    let mut series: Vec<u32> = devices.iter().flat_map(|d| slots.series_of(*d)).collect();
+    series.sort_unstable();
     let mut states = Vec::new();
     graph.grow(slots);
     graph.for_each_state(|node, number, state| {
-        let rows = state.snapshot(if state.space() == Space::Device { &devices } else { &series });
-        states.push(StateTable { node: node.to_string(), state: number as u32, space: state.space(), layout: state.layout(), rows });
+        let rows = state.snapshot(if state.space() == Space::Device { devices } else { &series });
+        // Each file of a checkpoint costs an fsync. A whole one says of every state that it was there.
+        if scope.gone.is_none() || rows.num_rows() > 0 {
+            states.push(StateTable { node: node.to_string(), state: number as u32, space: state.space(), layout: state.layout(), rows });
+        }
     });
-    let mut tables = Vec::from(slot_tables(slots));
-    tables.push(activity_table(&devices, time));
+    let mut tables = Vec::from(slot_tables(slots, devices, &series));
+    tables.push(activity_table(devices, time));
+    tables.extend(scope.gone.as_ref().map(|gone| gone_table(gone.iter().map(|name| &**name))));
     let extras = Extras { totals: totals.clone(), now_us: time.now_us() };
     // Plain maps and numbers always serialise.
     let extras = serde_json::to_value(extras).unwrap_or_default();
-    CheckpointData { at, plan_digest: digest.to_owned(), tables, states, cold: Vec::new(), absent: 0, extras }
+    let delta = scope.gone.is_some();
+    CheckpointData { at, plan_digest: digest.to_owned(), tables, states, cold: Vec::new(), absent: 0, delta, extras }
 }
 
 fn activity_table(devices: &[u32], time: &PartitionTime) -> Table {

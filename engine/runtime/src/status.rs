@@ -8,10 +8,11 @@ use std::time::Duration;
 use fieldstream_engine_api::{LogId, Mark};
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::durations::Durations;
 use crate::engine::Engine;
+use crate::event::Event;
 use crate::graph::NodeMeter;
 use crate::ledger::{Ledger, SinkTotals, Totals};
 use crate::queue::PartitionQueue;
@@ -105,6 +106,12 @@ pub struct SinkStatus {
 }
 
 impl SinkStatus {
+    /// A sink that has done nothing yet.
+    #[must_use]
+    pub fn new(dead_letter: bool, name: &Arc<str>, stats: &Arc<SinkStats>) -> Self {
+        Self { name: Arc::clone(name), dead_letter, accounted: BTreeMap::new(), refused: BTreeMap::new(), stats: Arc::clone(stats) }
+    }
+
     /// Rows of all partitions.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -133,6 +140,8 @@ pub struct StatusInner {
     pub plan_changes: Option<String>,
     /// From asking for a snapshot until its manifest was durable.
     pub checkpoints: Durations,
+    /// Where its coordinator listens, once it runs.
+    pub(crate) inbox: Option<mpsc::UnboundedSender<Event>>,
     /// What goes wrong at the moment and is tried again, by the part of the node it is about.
     pub troubles: BTreeMap<Arc<str>, String>,
 }
@@ -156,6 +165,14 @@ impl Status {
         match what {
             Some(what) => drop(troubles.insert(part.into(), what)),
             None => drop(troubles.remove(part)),
+        }
+    }
+
+    /// The log of a partition is paused because its queue is full, or no longer, at `now` on the monotonic clock.
+    pub(crate) fn backpressure(&self, partition: u32, now: Duration, begins: bool) {
+        if let Some(status) = self.lock().partitions.get_mut(&partition) {
+            let since = std::mem::replace(&mut status.paused_since, begins.then_some(now));
+            status.paused_for += since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
         }
     }
 

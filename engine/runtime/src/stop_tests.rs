@@ -60,7 +60,7 @@ fn window_parts(service: &Arc<Mutex<Service>>, input: Input) -> PipelineParts {
 }
 
 fn log_that_stops(at: Option<(u64, watch::Sender<bool>)>) -> Input {
-    let log = MemoryLog { next: BTreeMap::new(), assigned: false, ended: Vec::new(), poison: &[], stop: at };
+    let log = MemoryLog { stop: at, ..memory_log(&[]) };
     Input::Log { log: Box::new(log), finite: true }
 }
 

@@ -20,11 +20,13 @@ enum Blow {
     Move,
     /// A partition moves, and the old owner is told late.
     MoveStale,
+    /// A partition moves twice in one moment: two claim it at once.
+    MoveTwice,
     /// A wall clock jumps.
     ClockJump,
 }
 
-const BLOWS: [Blow; 6] = [Blow::Kill, Blow::Stop, Blow::Reload, Blow::Move, Blow::MoveStale, Blow::ClockJump];
+const BLOWS: [Blow; 7] = [Blow::Kill, Blow::Stop, Blow::Reload, Blow::Move, Blow::MoveStale, Blow::MoveTwice, Blow::ClockJump];
 
 /// Strikes until the log is closed and for a while after it.
 pub(super) async fn rage(world: &Arc<World>, workers: &Workers) {
@@ -65,9 +67,13 @@ async fn strike(world: &Arc<World>, workers: &Workers, blow: Blow) {
             }
         }
         Blow::Reload => running.stop(),
-        Blow::Move | Blow::MoveStale => {
-            let partition = { world.rng().below(u64::from(world.broker().partitions())) as u32 };
-            move_partition(world, partition, matches!(blow, Blow::MoveStale));
+        Blow::Move | Blow::MoveStale | Blow::MoveTwice => {
+            let partitions = u64::from(world.broker().partitions());
+            let partition = world.rng().below(partitions) as u32;
+            if matches!(blow, Blow::MoveTwice) {
+                move_partition(world, partition, true);
+            }
+            move_partition(world, partition, !matches!(blow, Blow::Move));
         }
         Blow::ClockJump => {
             let by_us = world.rng().between(0, 240_000_000) as i64 - 120_000_000;
@@ -87,11 +93,15 @@ fn move_partition(world: &Arc<World>, partition: u32, stale: bool) {
     let from = world.broker().owner(partition);
     let (Some(old), Some(new)) = (from, other_member(world, from)) else { return };
     world.note(format_args!("{partition} moves from {old} to {new}"));
-    world.broker().set_owner(partition, new);
+    let mut broker = world.broker();
+    broker.set_owner(partition, new);
+    if stale {
+        broker.tell_assigned(&[partition], new);
+    }
+    drop(broker);
     let world = Arc::clone(world);
     tokio::spawn(async move {
         if stale {
-            world.broker().tell_assigned(&[partition], new);
             world.pause(0, 20_000).await;
             world.broker().tell_revoked(partition, old);
         } else {

@@ -18,6 +18,7 @@ mod time;
 mod worker;
 mod world;
 
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
@@ -144,7 +145,8 @@ fn run_seeds(first: u64, count: u64) -> Vec<(u64, String)> {
                         return;
                     }
                     let seed = first + number;
-                    if let Err(what) = run_seed(seed, None, false).verdict {
+                    let outcome = catch_unwind(|| run_seed(seed, None, false).verdict);
+                    if let Err(what) = outcome.unwrap_or_else(|_| Err("it panicked, see above".to_owned())) {
                         failures.lock().unwrap().push((seed, what));
                     }
                 }

@@ -162,7 +162,8 @@ impl Sink for SimSink {
         }
         let early = self.mark(key);
         if world.is(Mutant::ReadsMarkThenFences) {
-            self.process.way().await;
+            world.pause(0, 1_500).await;
+            self.process.alive().await;
         }
         self.fence(key, generation)?;
         world.note(format_args!("{} opens table {} for {} as {generation}", self.process.name, self.table, key.partition));

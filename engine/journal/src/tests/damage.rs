@@ -120,6 +120,71 @@ async fn a_damaged_last_frame_that_was_durable_is_not_cut() {
     }
 }
 
+/// Every event of one partition until `rows` readings and `lost` payloads were seen: readings, and losses as (next offset, payloads).
+async fn read_all(dir: &TempDir, rows: usize, lost: u64) -> (Vec<f64>, Vec<(u64, u64)>) {
+    let journal = open(dir);
+    let mut log = reader(&journal, "p", &["mqtt"]).await;
+    let (mut found, mut losses) = (Vec::new(), Vec::<(u64, u64)>::new());
+    while found.len() < rows || losses.iter().map(|(_, n)| n).sum::<u64>() < lost {
+        match event(&mut log).await {
+            LogEvent::Batch(batch) => {
+                let (readings, _) = parts(&batch);
+                for (position, _, value) in readings {
+                    assert!(losses.last().is_none_or(|(next, _)| position.offset >= *next), "a loss comes in order");
+                    found.push(value);
+                }
+            }
+            LogEvent::Lost { next_offset, payloads, .. } => losses.push((next_offset, payloads)),
+            other => panic!("{other:?}"),
+        }
+    }
+    (found, losses)
+}
+
+#[tokio::test]
+async fn every_damaged_byte_of_an_acknowledged_frame_is_counted_by_payload() {
+    let (whole, ends) = three_frames().await;
+    let path = segment(&whole);
+    let bytes = fs::read(&path).unwrap();
+    for at in ends[1]..ends[2] {
+        flip(&path, at);
+        let checked = crate::fsck::check(whole.path(), false).unwrap();
+        assert!(checked.frames == 2 && checked.findings.iter().all(|f| f.damage) && !checked.findings.is_empty(), "byte {at}: {checked:?}");
+        fs::write(&path, &bytes).unwrap();
+    }
+    for at in (ends[1]..ends[2]).step_by(83) {
+        let dir = copy(&whole);
+        flip(&segment(&dir), at);
+        let (found, losses) = read_all(&dir, 6, 3).await;
+        assert_eq!(found, [to(3), (6..9).map(f64::from).collect()].concat(), "byte {at}");
+        assert_eq!(losses, [(6, 3)], "byte {at}");
+    }
+}
+
+#[tokio::test]
+async fn acknowledged_frames_that_are_cut_off_are_counted_once_more_comes() {
+    let (whole, ends) = three_frames().await;
+    let bytes = fs::read(segment(&whole)).unwrap();
+    for cut in ends[1]..ends[3] {
+        fs::write(segment(&whole), &bytes[..usize::try_from(cut).unwrap()]).unwrap();
+        let checked = crate::fsck::check(whole.path(), false).unwrap();
+        assert!(checked.findings.iter().any(|f| f.damage), "cut at {cut}: {checked:?}");
+    }
+    fs::write(segment(&whole), &bytes).unwrap();
+    for cut in (ends[1]..ends[3]).step_by(181) {
+        let dir = copy(&whole);
+        fs::File::options().write(true).open(segment(&dir)).unwrap().set_len(cut).unwrap();
+        let journal = open(&dir);
+        assert!(journal.stats().lost > 0, "cut at {cut}: said at the start");
+        journal.append("mqtt", values("a", 20..21), None, 5).await.unwrap();
+        drop(journal);
+        let whole_frames = if cut >= ends[2] { 6 } else { 3 };
+        let (found, losses) = read_all(&dir, whole_frames as usize + 1, 1).await;
+        assert_eq!(found, [to(whole_frames), vec![20.0]].concat(), "cut at {cut}");
+        assert_eq!(losses.len(), 1, "cut at {cut}: {losses:?}");
+    }
+}
+
 #[tokio::test]
 async fn damage_in_a_finished_segment_is_counted_when_read() {
     let dir = TempDir::new().unwrap();
