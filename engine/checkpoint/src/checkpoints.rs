@@ -6,6 +6,7 @@ use bytes::Bytes;
 use fieldstream_engine_api::{Generation, Mark};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::path::Path;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::decisions::Lineage;
 use crate::layers::{merge_from, overlay};
@@ -226,7 +227,10 @@ impl PartitionStore {
     }
 }
 
-/// Runs what keeps a core busy where it holds up nobody.
+/// Runs what keeps a core busy where it holds up nobody. A runtime of one thread does it at once: simulated runs must be repeatable.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return Ok(work());
+    }
     tokio::task::spawn_blocking(work).await.map_err(|e| StoreError::io("work on a checkpoint", e))
 }

@@ -17,6 +17,8 @@ pub enum Fact {
     },
     /// It is time for a checkpoint. The runtime's timer says so.
     SnapshotDue,
+    /// The log is full: checkpoints are due as long as an older one holds it, also where nothing has come since the newest.
+    RoomWanted,
     /// State was copied between two turns.
     SnapshotTaken {
         /// How far the partition was.
@@ -98,6 +100,7 @@ pub struct Progress {
     sinks: Vec<Mark>,
     stage: Stage,
     due: bool,
+    room_wanted: bool,
     draining: bool,
     drained: bool,
     /// The newest checkpoint is to be made again even at its own position.
@@ -118,7 +121,18 @@ impl Progress {
     #[must_use]
     pub fn new(start: Mark, sinks: Vec<Mark>, kept: Vec<(CheckpointId, Mark)>, keep: usize) -> Self {
         let processed = kept.last().map_or(start, |(_, at)| *at);
-        Self { keep: keep.max(1), processed, sinks, stage: Stage::Idle, due: false, draining: false, drained: false, stale: false, kept }
+        Self {
+            keep: keep.max(1),
+            processed,
+            sinks,
+            stage: Stage::Idle,
+            due: false,
+            room_wanted: false,
+            draining: false,
+            drained: false,
+            stale: false,
+            kept,
+        }
     }
 
     /// Everything below this has been processed.
@@ -169,6 +183,7 @@ impl Progress {
         match fact {
             Fact::TurnDone { mark } => self.processed = self.processed.max(mark),
             Fact::SnapshotDue => self.due = true,
+            Fact::RoomWanted => (self.due, self.room_wanted) = (true, true),
             Fact::SnapshotTaken { at } => {
                 if self.stage == Stage::Taking {
                     self.stage = Stage::Storing(at);
@@ -230,10 +245,10 @@ impl Progress {
             return;
         }
         let current = self.newest() == Some(self.processed) && !self.stale;
-        // Where nothing more comes, older checkpoints would hold the log for ever.
-        let holds = !self.draining && self.oldest().is_some_and(|oldest| oldest.next_offset < self.processed.next_offset);
         if self.due {
             self.due = false;
+            let wanted = std::mem::take(&mut self.room_wanted) && !self.draining;
+            let holds = wanted && self.oldest().is_some_and(|oldest| oldest.next_offset < self.processed.next_offset);
             if !current || holds {
                 self.stage = Stage::Taking;
                 actions.push(Action::TakeSnapshot);

@@ -60,6 +60,23 @@ fn the_log_is_held_by_the_oldest_checkpoint_kept() {
 }
 
 #[test]
+fn a_full_log_is_given_room_by_checkpoints_where_nothing_more_comes() {
+    let mut progress = Progress::new(at(0), vec![at(8)], vec![(id(0), at(5)), (id(1), at(8))], 2);
+    run(
+        &mut progress,
+        vec![
+            (Fact::SnapshotDue, vec![]),
+            (Fact::RoomWanted, vec![Action::TakeSnapshot]),
+            (Fact::SnapshotTaken { at: at(8) }, vec![Action::StoreSnapshot { at: at(8) }]),
+            (Fact::SnapshotStored { at: at(8) }, vec![Action::StoreManifest { at: at(8) }]),
+            (Fact::ManifestStored { id: id(2), at: at(8) }, vec![Action::Prune { keep: 2 }, Action::Acknowledge { offset: 8 }]),
+            // No older one holds the log any more.
+            (Fact::RoomWanted, vec![]),
+        ],
+    );
+}
+
+#[test]
 fn a_renewed_checkpoint_is_made_again_where_it_is() {
     let mut progress = Progress::new(at(8), vec![at(8)], vec![(id(1), at(8))], 2);
     run(&mut progress, vec![(Fact::SnapshotDue, vec![])]);

@@ -138,8 +138,7 @@ pub async fn run(
     };
     {
         let mut inner = status.lock();
-        (inner.state, inner.number) = (State::Running, coordinator.number);
-        inner.inbox = Some(coordinator.outlet.events.clone());
+        (inner.state, inner.number, inner.inbox) = (State::Running, coordinator.number, Some(coordinator.outlet.events.clone()));
     }
     let outcome = coordinator.work().await;
     let closed = match outcome {
@@ -191,7 +190,7 @@ impl Coordinator<'_> {
                 () = checkpoints.next(&*clock) => self.all_progress(|_| Fact::SnapshotDue),
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
                 () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
-                () = hurry.next(&*clock), if self.engine.opened_journal().is_some_and(Journal::is_full) => self.all_progress(|_| Fact::SnapshotDue),
+                () = hurry.next(&*clock), if self.engine.opened_journal().is_some_and(Journal::is_full) => self.all_progress(|_| Fact::RoomWanted),
                 // Without a budget the other end is gone, and this branch with it.
                 Ok(()) = tight.changed() => {}
                 polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => self.on_polled(polled, &mut backoff).await?,

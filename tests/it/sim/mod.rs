@@ -147,6 +147,8 @@ fn run_seeds(first: u64, count: u64) -> Vec<(u64, String)> {
                     let seed = first + number;
                     let outcome = catch_unwind(|| run_seed(seed, None, false).verdict);
                     if let Err(what) = outcome.unwrap_or_else(|_| Err("it panicked, see above".to_owned())) {
+                        // At once: a long run may be cut off.
+                        println!("seed {seed}: {what}");
                         failures.lock().unwrap().push((seed, what));
                     }
                 }
@@ -178,7 +180,6 @@ fn seeds() {
     let failures = run_seeds(first, count);
     let elapsed = began.elapsed().as_secs_f64();
     println!("{count} seeds from {first} in {elapsed:.1} s, {:.1} a second, {} failed", count as f64 / elapsed, failures.len());
-    failures.iter().for_each(|(seed, what)| println!("seed {seed}: {what}"));
     assert!(failures.is_empty(), "{} of {count} seeds failed, the first is {}", failures.len(), failures[0].0);
 }
 
