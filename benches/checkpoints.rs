@@ -177,7 +177,7 @@ async fn parts(store: &CheckpointStore, count: u32, restore: bool) -> Result<Vec
         let restored = store.latest(None).await?;
         store.adopt(generation, restored.checkpoint.as_ref().map(|c| c.id), 0).await?;
         if let Some(checkpoint) = &restored.checkpoint {
-            partition.restore(checkpoint)?;
+            partition.restore(checkpoint, false)?;
         }
         ensure!(restored.checkpoint.is_some() == restore, "the store is as expected");
         let offset = partition.complete_to().next_offset;

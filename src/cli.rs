@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use fieldstream_pipelines::Environment;
@@ -18,11 +19,12 @@ use crate::commands::explain::ExplainArgs;
 #[cfg(feature = "generator")]
 use crate::commands::generate::GenerateArgs;
 use crate::commands::graph::GraphArgs;
+use crate::commands::plan::PlanArgs;
 use crate::commands::query::QueryArgs;
 use crate::commands::state::StateArgs;
 use crate::commands::test::TestArgs;
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed while running, 2 wrong usage, 78 a pipeline file or variable is wrong.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 state would be lost, 4 another pipeline or log, 78 a pipeline file or variable is wrong.";
 
 /// Stream engine for sensor data: every device an actor, every pipeline a YAML file.
 #[derive(Debug, Parser)]
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Draw a pipeline.
     Graph(GraphArgs),
+    /// Say what a changed file would change: which operators keep their state, which lose it.
+    Plan(PlanArgs),
     /// Print the JSON Schema of pipeline files.
     Schema,
     /// Print the readings of a simulated fleet.
@@ -105,6 +109,22 @@ pub(crate) struct RunArgs {
     /// Print one JSON object per pipeline on stdout at its end.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reload: ReloadArgs,
+}
+
+/// How pipelines change while they run.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// Take changed files over while running: drain, swap, check; back to the old plan when the new one fails.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Leave state out that has no place in the plan any more, at the start and at reloads by --watch.
+    #[arg(long)]
+    pub(crate) accept_state_loss: bool,
+    /// How long a new plan has to show that it works.
+    #[arg(long, env = "FIELDSTREAM_RELOAD_TRIAL", value_name = "DURATION", default_value = "10s", value_parser = parse_span)]
+    pub(crate) reload_trial: Duration,
 }
 
 /// Settings of the node.
@@ -150,6 +170,10 @@ impl VariableArgs {
         let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
         Environment { env, vars, secrets_dir: self.secrets_dir.clone(), lenient }
     }
+}
+
+fn parse_span(text: &str) -> Result<Duration, String> {
+    fieldstream_schemas::time::parse_duration(text).ok_or_else(|| "expected a duration such as 500ms, 10s or 2m".to_owned())
 }
 
 fn parse_budget(text: &str) -> Result<u64, String> {

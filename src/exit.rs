@@ -1,4 +1,4 @@
-//! Exit codes: 0 done, 1 failed while running, 2 wrong usage (clap's own), 78 a pipeline or variable is wrong (sysexits EX_CONFIG).
+//! Exit codes: 0 done, 1 failed while running, 2 wrong usage (clap's own), 3 and 4 what `plan` found, 78 a pipeline or variable is wrong (sysexits EX_CONFIG).
 
 use std::fmt;
 use std::process::ExitCode;
@@ -9,6 +9,10 @@ use fieldstream_pipelines::Problems;
 pub(crate) const FAILED: u8 = 1;
 /// As clap does it.
 const WRONG_USAGE: u8 = 2;
+/// `plan`: the new plan can be applied only if state may be lost.
+pub(crate) const STATE_LOSS: u8 = 3;
+/// `plan`: the new plan cannot take the old one's place.
+pub(crate) const NO_SUCCESSOR: u8 = 4;
 /// A pipeline file or variable is wrong.
 pub(crate) const BAD_PIPELINE: u8 = 78;
 
@@ -55,7 +59,7 @@ mod tests {
     #[test]
     fn every_code_has_a_line_on_its_page() {
         let exits = include_str!("../docs/errors/exit.md");
-        for code in [FAILED, WRONG_USAGE, BAD_PIPELINE] {
+        for code in [FAILED, WRONG_USAGE, STATE_LOSS, NO_SUCCESSOR, BAD_PIPELINE] {
             assert!(exits.contains(&format!("\n| {code} |")), "docs/errors/exit.md says nothing of {code}");
         }
         use fieldstream_runtime::ingress::{CODE_CLOCK_SKEW, CODE_PARTITION, CODE_POISON};

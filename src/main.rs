@@ -8,6 +8,7 @@ mod exit;
 mod node_client;
 mod output;
 mod plans;
+mod reload;
 
 use std::process::ExitCode;
 

@@ -15,30 +15,38 @@ const LONG_TIMEOUT: Duration = Duration::from_secs(90);
 /// More than a device with thousands of series takes.
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// The answer of the node at `address` to a request (HTTP/1.1, RFC 9112; the connection ends with the answer).
+/// The answer of the node at `address` to a request.
 ///
 /// # Errors
 /// If nobody answers, or the node says no: then with its reason.
 pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
-        .with_context(|| format!("no node answers at {address}: is `fieldstream run` up with its admin server there (--admin)?"))?;
-    stream.set_read_timeout(Some(if body.is_some() { LONG_TIMEOUT } else { TIMEOUT }))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    let body = body.map(Value::to_string).unwrap_or_default();
-    let length =
-        if body.is_empty() { String::new() } else { format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()) };
-    let request =
-        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json\r\n{length}Connection: close\r\n\r\n{body}");
-    stream.write_all(request.as_bytes()).with_context(|| format!("the node at {address} does not listen"))?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer).with_context(|| format!("the node at {address} does not answer"))?;
-    let (status, body) = parse(&answer).with_context(|| format!("what answers at {address} is no fieldstream node"))?;
+    let body = body.map(Value::to_string);
+    let (status, body) = ask(address, method, path, body.as_deref().map(|text| ("application/json", text)))?;
     let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
     if !(200..300).contains(&status) {
         let why = ["detail", "title"].iter().find_map(|member| answer.get(member)?.as_str()).unwrap_or("no reason given");
         bail!("the node at {address} answered {status}: {why}");
     }
     Ok(answer)
+}
+
+/// Status and body of the answer (HTTP/1.1, RFC 9112; the connection ends with it) to a request, with its body's type and text.
+///
+/// # Errors
+/// If nobody answers.
+pub(crate) fn ask(address: SocketAddr, method: &str, path: &str, body: Option<(&str, &str)>) -> Result<(u16, Vec<u8>)> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
+        .with_context(|| format!("no node answers at {address}: is `fieldstream run` up with its admin server there (--admin)?"))?;
+    stream.set_read_timeout(Some(if body.is_some() { LONG_TIMEOUT } else { TIMEOUT }))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let about = body.map(|(kind, text)| format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", text.len())).unwrap_or_default();
+    let text = body.map_or("", |(_, text)| text);
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json\r\n{about}Connection: close\r\n\r\n{text}");
+    stream.write_all(request.as_bytes()).with_context(|| format!("the node at {address} does not listen"))?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer).with_context(|| format!("the node at {address} does not answer"))?;
+    parse(&answer).with_context(|| format!("what answers at {address} is no fieldstream node"))
 }
 
 fn parse(answer: &[u8]) -> Option<(u16, Vec<u8>)> {

@@ -2,13 +2,15 @@
 
 use std::fmt::Write as _;
 
+use fieldstream_runtime::digest::fnv1a;
 use serde_json::{Value, json};
 
-use crate::plan::Plan;
+use crate::change::{self, node_of};
+use crate::plan::{Plan, PlannedSource};
 
-/// One line `part=hash` for event time, each source and each operator, in plan order. The text of a part is its kind, its inputs
+/// One line `part=hash` for event time, each source, operator and sink, in plan order. The text of a part is its kind, its inputs
 /// and its options, maps in the order of the file. Options of operators are resolved, with secrets left out; those of sources
-/// stand as they are written, since their references name servers and passwords. Sinks decide no result and have no line.
+/// and sinks stand as they are written, since their references name servers and passwords.
 #[must_use]
 pub fn digest(plan: &Plan) -> String {
     let mut lines = String::new();
@@ -26,13 +28,19 @@ pub fn digest(plan: &Plan) -> String {
         let inputs: Vec<String> = operator.inputs.iter().map(|port| plan.port_name(*port)).collect();
         line(&format!("operator {}", operator.name), &json!([operator.kind.name, inputs, operator.options]));
     }
+    for sink in &plan.sinks {
+        line(&format!("sink {}", sink.name), &change::sink(plan, sink));
+    }
     lines
 }
 
-/// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in every process, which the hasher of the standard
-/// library does not promise. It finds changes; it keeps nobody from making two plans of one hash.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+/// What the plan's receivers are, decoding included: between two plans with one text they need not be interrupted. Empty for a log.
+#[must_use]
+pub fn receivers(plan: &Plan) -> String {
+    let receivers = plan.sources.iter().filter(|source| !source.is_log());
+    let written =
+        |s: &PlannedSource| json!([s.name, s.kind.name, plan.document.as_written(node_of(&s.options_at)), plan.max_devices_per_source]);
+    receivers.map(|s| written(s).to_string()).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -74,20 +82,13 @@ discard: [in.rejected, clean.rejected, high.rejected, marked.rejected]
         let first = of(FILE, &[]);
         assert_eq!(first, of(FILE, &[]), "the same in every reading");
         let parts: Vec<&str> = first.iter().filter_map(|line| line.split('=').next()).collect();
-        assert_eq!(parts, ["time", "source in", "operator clean", "operator high", "operator marked"]);
+        assert_eq!(parts, ["time", "source in", "operator clean", "operator high", "operator marked", "sink out"]);
         assert_eq!(changed(&first, &of(&FILE.replace("max: 100", "max: 101"), &[])), ["operator clean"]);
         assert_eq!(changed(&first, &of(FILE, &[("limit", "6")])), ["operator high"], "a variable counts as what it is");
         assert_eq!(changed(&first, &of(&FILE.replace("inputs: [high]", "inputs: [clean]"), &[])), ["operator marked"]);
         assert_eq!(changed(&first, &of(&FILE.replace("out_of_orderness: 5s", "out_of_orderness: 6s"), &[])), ["time"]);
         assert_eq!(changed(&first, &of(&FILE.replace("*.ndjson", "*.json"), &[])), ["source in"]);
-        let nothing: [&str; 0] = [];
-        assert_eq!(changed(&first, &of(&FILE.replace("stdout", "blackhole"), &[])), nothing);
-    }
-
-    #[test]
-    fn the_hash_is_the_published_one() {
-        assert_eq!((fnv1a(b""), fnv1a(b"a")), (0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c));
-        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+        assert_eq!(changed(&first, &of(&FILE.replace("stdout", "blackhole"), &[])), ["sink out"]);
     }
 
     #[test]

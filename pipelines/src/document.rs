@@ -16,6 +16,8 @@ use crate::yaml::{self, Kind, Node, pointer_segment};
 pub struct Document {
     /// The name the caller gave.
     pub file: Arc<str>,
+    /// Its content.
+    pub text: Arc<str>,
     /// As written, references unresolved: what dumps show.
     pub source: Node,
     /// With references resolved.
@@ -56,7 +58,7 @@ impl Document {
         }
         let mut root = source.clone();
         let substituted = substitute(&mut root, environment);
-        let document = Self { file, source, root, substituted };
+        let document = Self { file, text: text.into(), source, root, substituted };
         let problems = document
             .substituted
             .errors

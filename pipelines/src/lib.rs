@@ -4,6 +4,7 @@
 //! configuration), [`mod@plan`] (names to ports, every edge's schema, all errors at once), [`mod@build`] (constructors).
 
 pub mod build;
+pub mod change;
 pub mod code;
 pub mod config;
 pub mod digest;
@@ -23,8 +24,9 @@ mod wiring;
 pub mod yaml;
 
 pub use build::{BuildOptions, build};
+pub use change::{Change, change};
 pub use code::Code;
-pub use digest::digest;
+pub use digest::{digest, receivers};
 pub use explain::{Explanation, explain};
 pub use graph::{Graph, graph};
 pub use lint::{Report, lint};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fieldstream_engine_api::catalogue::{OperatorKind, SinkKind, SourceBuild, SourceKind};
 use fieldstream_engine_api::{BuildContext, ConfigError, Edge, LogId, SinkInput, Space, WindowTime};
+use fieldstream_runtime::shape::StateShape;
 use fieldstream_runtime::spec::{CheckpointSpec, Gather, PortRef, TimeSpec, TurnLimits};
 use fieldstream_schemas::decode::Decoder;
 use fieldstream_schemas::readings_schema;
@@ -272,6 +273,7 @@ impl Planner<'_> {
             input,
             outputs,
             state: slot_bytes(operator.as_mut()),
+            shapes: operator.states().into_iter().map(|state| StateShape::of(state)).collect(),
         })
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fieldstream_engine_api::catalogue::{OperatorKind, SinkKind, SourceBuild, SourceKind};
 use fieldstream_engine_api::{Edge, Guarantee, Output, SinkInput, Space};
+use fieldstream_runtime::shape::StateShape;
 use fieldstream_runtime::spec::{Gather, PortRef};
 use fieldstream_schemas::decode::DecodeConfig;
 use serde_json::Value;
@@ -50,6 +51,8 @@ pub struct PlannedOperator {
     pub outputs: Vec<Output>,
     /// Bytes of state each slot takes, by space.
     pub state: Vec<SlotBytes>,
+    /// What its states look like in a checkpoint, in the same order.
+    pub shapes: Vec<StateShape>,
 }
 
 /// Memory of one keyed state.

@@ -10,6 +10,7 @@ pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod graph;
 mod lint;
+pub(crate) mod plan;
 pub(crate) mod query;
 pub(crate) mod run;
 mod schema;
@@ -31,6 +32,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Test(args) => test::test(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Graph(args) => graph::graph(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Schema => schema::schema(),
         #[cfg(feature = "generator")]
         Command::Generate(args) => generate::generate(&args),

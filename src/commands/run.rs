@@ -1,26 +1,30 @@
 //! `fieldstream run`: pipelines on this node until their input ends or the process is told to stop.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fieldstream_pipelines::{BuildOptions, Plan, build, digest};
+use fieldstream_pipelines::{BuildOptions, Plan, build};
 use fieldstream_runtime::clock::SystemClock;
 use fieldstream_runtime::engine::{Engine, EngineOptions};
 use fieldstream_runtime::pipeline::Report;
 use fieldstream_runtime::spec::{Input, PipelineParts};
 use fieldstream_runtime::status::State;
+use fieldstream_runtime::supervisor::{Supervision, supervise};
 use futures::TryFutureExt as _;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::admin::{self, Node, Watched};
+use crate::admin::{self, Node};
 use crate::cli::RunArgs;
 use crate::exit::BadPipeline;
 use crate::output;
 use crate::plans::plans;
+use crate::reload::Supervised;
+use crate::reload::watch::watch as watch_file;
 
 /// Where the admin server listens unless told otherwise.
 pub(crate) const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9600);
@@ -55,19 +59,31 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     options.accept_gap = args.node.accept_gap;
     options.memory_budget = args.node.memory_budget;
     options.journal.budget_bytes = args.node.journal_budget.unwrap_or(options.journal.budget_bytes);
-    let engine = Engine::start(options, Arc::new(SystemClock::default())).await.context("the data directory cannot be used")?;
-    let pipelines = plans.into_iter().map(|plan| Watched { digest: digest(&plan), plan, status: Arc::default() }).collect();
-    let node = Arc::new(Node { engine: Arc::new(engine), pipelines });
+    let clock = Arc::new(SystemClock::default());
+    let engine = Engine::start(options, Arc::<SystemClock>::clone(&clock)).await.context("the data directory cannot be used")?;
+    let environment = args.variables.environment(false);
+    let supervised = |plan: Plan| {
+        let data_dir = data_dir(args, &plan);
+        let (pipeline, reloads) = Supervised::new(plan, environment.clone(), data_dir, Arc::<SystemClock>::clone(&clock));
+        (Arc::new(pipeline), reloads)
+    };
+    let (pipelines, reloads): (Vec<_>, Vec<_>) = plans.into_iter().map(supervised).unzip();
+    let node = Arc::new(Node::new(Arc::new(engine), pipelines));
     open_admin(args.node.admin, finite, &node)?;
     tokio::spawn(say_progress(Arc::clone(&node)));
+    if args.reload.watch {
+        watch_files(args, &node);
+    }
     let stopped = stop_on_signal();
-    let runs = node.pipelines.iter().zip(parts).map(|(pipeline, parts)| {
-        let run = fieldstream_runtime::pipeline::run(&node.engine, parts, &pipeline.digest, stopped.clone(), Arc::clone(&pipeline.status));
+    let settings = Supervision { accept_state_loss: args.reload.accept_state_loss, trial: args.reload.reload_trial };
+    let runs = node.pipelines.iter().zip(parts).zip(reloads).map(|((pipeline, parts), reloads)| {
+        let (first, status) = (pipeline.blueprint(&pipeline.plan()), Arc::clone(&pipeline.status));
+        let run = supervise(&node.engine, first, parts, settings, reloads, stopped.clone(), status);
         let others = node.pipelines.len() - 1;
         run.inspect_err(move |error| {
             // The process says it at its end; others may run for long until then.
             if others > 0 {
-                tracing::error!("pipeline {} has failed, {others} others go on: {error}", pipeline.plan.name);
+                tracing::error!("pipeline {} has failed, {others} others go on: {error}", pipeline.name);
             }
         })
     });
@@ -84,7 +100,7 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
                 }
             }
             Err(error) => {
-                let (name, why, ledger) = (&pipeline.plan.name, error.to_string(), pipeline.status.ledger());
+                let (name, why, ledger) = (&pipeline.name, error.to_string(), pipeline.status.ledger());
                 if args.json {
                     output::json_line(&json!({ "pipeline": name, "state": State::Failed, "error": why, "ledger": ledger }))?;
                 }
@@ -98,10 +114,22 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where a pipeline's connectors keep what they need.
+fn data_dir(args: &RunArgs, plan: &Plan) -> PathBuf {
+    args.node.data_dir.join("pipelines").join(&*plan.name)
+}
+
+fn watch_files(args: &RunArgs, node: &Arc<Node>) {
+    for (file, pipeline) in args.files.iter().zip(&node.pipelines) {
+        let text = pipeline.plan().document.text.to_string();
+        tokio::spawn(watch_file(file.clone(), text, Arc::clone(pipeline), args.reload.accept_state_loss));
+    }
+}
+
 fn build_all(args: &RunArgs, plans: &[Plan]) -> Result<Vec<PipelineParts>> {
     let (mut parts, mut problems) = (Vec::new(), Vec::new());
     for plan in plans {
-        let data_dir = args.node.data_dir.join("pipelines").join(&*plan.name);
+        let data_dir = data_dir(args, plan);
         std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
         match build(plan, &BuildOptions { data_dir, resume: args.resume }) {
             Ok(built) => parts.push(built),
@@ -163,7 +191,7 @@ async fn say_progress(node: Arc<Node>) {
             let rate = ledger.received.saturating_sub(*before) / PROGRESS.as_secs();
             let dead: u64 = ledger.dead_lettered.values().sum();
             *before = ledger.received;
-            let (name, received, in_flight) = (&pipeline.plan.name, ledger.received, ledger.in_flight);
+            let (name, received, in_flight) = (&pipeline.name, ledger.received, ledger.in_flight);
             tracing::info!("{name}: {received} readings, {rate}/s, {in_flight} in flight, {dead} dead letters");
         }
     }

@@ -109,7 +109,7 @@ async fn go_on(data: &Path) -> String {
     let restored = store.latest(Some(&cold)).await.unwrap();
     assert!(restored.notes.is_empty(), "{:?}", restored.notes);
     let checkpoint = restored.checkpoint.unwrap();
-    partition.restore(&checkpoint).unwrap();
+    partition.restore(&checkpoint, false).unwrap();
     let decisions = store.decisions_from(checkpoint.data.at.next_decision).await.unwrap();
     assert_eq!(decisions.len(), 1, "one comes after the checkpoint");
     store.adopt(generation, Some(checkpoint.id), checkpoint.data.at.next_decision + 1).await.unwrap();

@@ -16,6 +16,7 @@ mod overload;
 mod passivation;
 mod publisher;
 mod reference;
+mod reload;
 mod services;
 mod sim;
 mod state;

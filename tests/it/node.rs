@@ -12,6 +12,9 @@ use serde_json::Value;
 /// How long a test waits for what must come. Long, because a test machine may be busy; nothing waits this long when all is well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a node may take for what it has at hand.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// A command line that starts with the binary and inherits nothing that would change what it does. A long run may use a copy of
 /// the binary, which FIELDSTREAM_TEST_BINARY names, so that a build meanwhile does not change it.
 pub(crate) fn fieldstream() -> Command {
@@ -52,20 +55,30 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
 
 /// Status and body of a GET, or `None` while nobody answers.
 fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
-    let text = exchange(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"))?;
+    let text = exchange(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"), ANSWER)?;
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some((status, body.to_owned()))
 }
 
-/// Sends a request and reads to the end.
-fn exchange(address: SocketAddr, request: &str) -> Option<String> {
+/// Sends a request and reads to the end, at most for `patience`.
+fn exchange(address: SocketAddr, request: &str, patience: Duration) -> Option<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
     stream.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     Some(text)
+}
+
+/// Status and answer of a request with a body; nothing from one that is killed meanwhile.
+pub(crate) fn send(address: SocketAddr, method: &str, path: &str, kind: &str, body: &str) -> (u16, Value) {
+    let length = body.len();
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}");
+    let text = exchange(address, &request, PATIENCE).unwrap_or_default();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return (0, Value::Null) };
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    (status, serde_json::from_str(body).unwrap_or(Value::Null))
 }
 
 /// A running `fieldstream run` of one pipeline, killed when it goes out of scope.
@@ -114,28 +127,24 @@ impl Node {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Where its admin server listens.
-    pub(crate) fn admin(&self) -> SocketAddr {
-        self.admin
-    }
-
     /// The body of an admin path, while it answers.
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         get(self.admin, path)
     }
 
+    /// Sends a body as `kind`; status and answer.
+    pub(crate) fn send(&self, method: &str, path: &str, kind: &str, body: &str) -> (u16, Value) {
+        send(self.admin, method, path, kind, body)
+    }
+
+    /// Where its admin server listens.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// The body of an admin path whatever its status, while the server answers.
     pub(crate) fn body(&self, path: &str) -> Option<String> {
         ask(self.admin, path).map(|(_, body)| body)
-    }
-
-    /// Sends `body` to an admin path; gives the body of an answer that is no success as an error.
-    pub(crate) fn put(&self, path: &str, body: &str) -> Result<String, String> {
-        let said = exchange(self.admin, &format!("PUT {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
-        let said = said.ok_or("no answer")?;
-        let (head, body) = said.split_once("\r\n\r\n").ok_or("no HTTP")?;
-        let good = head.split(' ').nth(1).is_some_and(|code| code.starts_with('2'));
-        if good { Ok(body.to_owned()) } else { Err(format!("{}: {body}", head.lines().next().unwrap_or_default())) }
     }
 
     /// The account of the pipeline, while the admin server answers.

@@ -79,7 +79,7 @@ fn all_stored(node: Node, pipeline: &str) -> Ended {
     let ended = node.wait();
     assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
     let accounts = ended.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let account = accounts.filter(|account| account["pipeline"] == pipeline).last().expect("its account")["ledger"].clone();
+    let account = accounts.filter(|account| account["pipeline"] == pipeline).next_back().expect("its account")["ledger"].clone();
     assert_eq!((account["received"].as_u64(), account["delivered"]["history"].as_u64()), (Some(READINGS), Some(READINGS)), "{account}");
     assert_eq!(account["balanced"], true, "{account}");
     ended

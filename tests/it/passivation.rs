@@ -160,7 +160,7 @@ async fn play(crowd: u64, limit: usize, restart: u64, folder: &Path) -> Played {
             let restored = store.latest(Some(&cold)).await.unwrap();
             layers = restored.layers;
             played.most_layers = played.most_layers.max(layers.len());
-            partition.restore(&restored.checkpoint.unwrap()).unwrap();
+            partition.restore(&restored.checkpoint.unwrap(), false).unwrap();
             store.adopt(generation, saved, 0).await.unwrap();
         }
     }

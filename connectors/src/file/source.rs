@@ -34,6 +34,7 @@ pub const KIND: SourceKind = SourceKind {
     about: "Finite log of files: newline-delimited JSON, CSV or Parquet, each file one partition.",
     schema: || schemars::schema_for!(Options).to_value(),
     check: |value| read_options(value).map(|_| ()),
+    log_options: &[],
     build: SourceBuild::Log(build),
 };
 

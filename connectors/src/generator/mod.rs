@@ -43,6 +43,7 @@ pub const SOURCE: SourceKind = SourceKind {
     about: "a seeded fleet of simulated devices, with labelled faults",
     schema: || schemars::schema_for!(GeneratorOptions).to_value(),
     check: |value| read_options(value).map(|_| ()),
+    log_options: &[],
     build: SourceBuild::Receiver(build),
 };
 

@@ -43,6 +43,7 @@ pub const SOURCE: SourceKind = SourceKind {
     about: "Readings from a Kafka topic whose records are keyed by device",
     schema: || schemars::schema_for!(SourceOptions).to_value(),
     check: |value| source_options(value).map(|_| ()),
+    log_options: &["topic"],
     build: SourceBuild::Log(build_source),
 };
 

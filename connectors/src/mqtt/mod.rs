@@ -39,6 +39,7 @@ pub const SOURCE: SourceKind = SourceKind {
     about: "Readings from an MQTT 3.1.1 or 5 broker, acknowledged when they are durable",
     schema: || schemars::schema_for!(SourceOptions).to_value(),
     check: |value| source_options(value).map(|_| ()),
+    log_options: &[],
     build: SourceBuild::Receiver(build_source),
 };
 

@@ -83,6 +83,8 @@ pub struct SourceKind {
     pub schema: fn() -> Value,
     /// Checks options at lint; touches nothing outside the process.
     pub check: fn(&Value) -> Built<()>,
+    /// Options that say which log it reads: with another value it is another log. None for a receiver, whose log is the journal.
+    pub log_options: &'static [&'static str],
     /// Builds it; connections are made when it is first used.
     pub build: SourceBuild,
 }

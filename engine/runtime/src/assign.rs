@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
+use fieldstream_checkpoint::{CheckpointData, Decision, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
@@ -57,6 +57,8 @@ pub(crate) struct Owned {
     pub(crate) drained: bool,
     pub(crate) has_devices: bool,
     pub(crate) quiet_ticks: u64,
+    /// Where it stood when it was taken over, all decisions up to then included.
+    pub(crate) taken_at: Mark,
     pub(crate) assignment: Assignment,
     /// Position of the last panic recovered from.
     recovered_at: Option<Mark>,
@@ -88,6 +90,7 @@ impl Owned {
             drained: false,
             has_devices: false,
             quiet_ticks: 0,
+            taken_at: Mark::default(),
             assignment,
             recovered_at: None,
         }
@@ -110,6 +113,9 @@ impl Owned {
 impl Coordinator<'_> {
     pub(crate) async fn assign(&mut self, mut assignment: Assignment) -> Result<(), PipelineError> {
         let partition = assignment.partition;
+        if self.terms.logs.as_ref().is_some_and(|logs| !logs.contains(&assignment.log_id)) {
+            return Err(PipelineError::OtherLog { partition, found: assignment.log_id });
+        }
         let key = PartitionKey { pipeline: Arc::clone(&self.spec.name), log_id: assignment.log_id.clone(), partition };
         let store = self.engine.store.partition(&key);
         let other_logs = self.other_logs(&store, &assignment).await?;
@@ -121,12 +127,18 @@ impl Coordinator<'_> {
             .map_err(|errors| PipelineError::Build(join(&errors)))?
             .with_cold_store(cold, self.spec.max_active_devices);
         let changed = restored.checkpoint.as_ref().is_some_and(|checkpoint| self.note_changes(&checkpoint.data.plan_digest));
+        let mut lost = Vec::new();
         if let Some(checkpoint) = &restored.checkpoint {
-            hosted.restore(checkpoint).map_err(|error| PipelineError::Restore { partition, error })?;
+            lost = hosted.restore(checkpoint, self.terms.accept_state_loss).map_err(|error| PipelineError::Restore { partition, error })?;
+            self.note_lost(&lost);
         }
         let start = hosted.complete_to();
         let furthest = self.check_end(&mut assignment, start, &marks).await?;
-        let decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, other_logs).await?;
+        let mut decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, other_logs).await?;
+        if let Some(plan) = self.plan_change(&restored, &decisions, start, &lost) {
+            store.append_decision(claim.generation, start.next_decision + decisions.len() as u64, &plan).await?;
+            decisions.push(plan);
+        }
         let decided = start.next_decision + decisions.len() as u64;
         let end_decided = decisions.iter().filter(|d| d.kind == crate::decisions::END_OF_INPUT).map(|d| d.position.offset).max();
         let replay: VecDeque<u64> = decisions.iter().map(|d| d.position.offset).collect();
@@ -145,9 +157,11 @@ impl Coordinator<'_> {
         let queue = Arc::new(PartitionQueue::default());
         self.show(&key, &hosted, &queue, &marks);
         let mut owned = Owned {
-            layers: restored.layers,
+            // What was left out still lies in them: the next snapshot is whole, so that it does not come back.
+            layers: if lost.is_empty() { restored.layers } else { Vec::new() },
             claimed: self.engine.clock.monotonic(),
             enqueued: start,
+            taken_at: Mark { next_decision: decided, ..start },
             next_decision: decided,
             replay,
             replays_to,
@@ -219,6 +233,27 @@ impl Coordinator<'_> {
             );
         }
         true
+    }
+
+    /// Says once, not for every partition, which state was left out.
+    fn note_lost(&self, lost: &[String]) {
+        for state in lost {
+            if self.status.lock().plan.lost.insert(state.clone()) {
+                tracing::warn!(pipeline = %self.spec.name, "state was left out, as accepted: {state}");
+            }
+        }
+    }
+
+    /// The decision that this plan holds from here on, where another one held before.
+    fn plan_change(&self, restored: &Restored, decisions: &[Decision], start: Mark, lost: &[String]) -> Option<Decision> {
+        let saved = &restored.checkpoint.as_ref()?.data.plan_digest;
+        let (before, now) = (crate::decisions::plan_in_force(saved, decisions), &*self.outlet.digest);
+        // A restore after a panic leaves the same out again: that is no news.
+        let told = || decisions.iter().any(|decision| crate::decisions::is_plan(decision, now, lost));
+        let changed = crate::digest::changes(before, now).is_some() || !lost.is_empty() && !told();
+        // Decisions are carried out in the order of their numbers, so it cannot lie before the last one.
+        let offset = decisions.iter().map(|decision| decision.position.offset).fold(start.next_offset, u64::max);
+        changed.then(|| crate::decisions::plan(offset, before, now, lost))
     }
 
     async fn open_sinks(&self, key: &PartitionKey, generation: Generation) -> Result<Vec<Option<Committed>>, PipelineError> {

@@ -11,6 +11,10 @@ pub const TICK: &str = "tick";
 /// The row at the decision's position made an operator panic: it goes to the dead letter.
 pub const QUARANTINE: &str = "quarantine";
 
+/// From here on another plan holds. Payload: `from`, `to` (digests), `lost` (states that were left out). It explains results and
+/// changes none by itself: who replays it has its own plan.
+pub const PLAN: &str = "plan";
+
 /// What the log no longer holds is given up, because a person said so. Payload: a [`Gap`].
 pub const GAP: &str = "gap";
 
@@ -61,4 +65,39 @@ pub fn tick(offset: u64, now_us: i64) -> Decision {
 #[must_use]
 pub fn quarantine(position: Position, node: &str, message: &str) -> Decision {
     Decision { position, kind: QUARANTINE.to_owned(), payload: serde_json::json!({ "node": node, "message": message }) }
+}
+
+/// From `offset` on the plan is `to`, after `from`; `lost` names the states that had no place in it.
+#[must_use]
+pub fn plan(offset: u64, from: &str, to: &str, lost: &[String]) -> Decision {
+    Decision { position: at(offset), kind: PLAN.to_owned(), payload: serde_json::json!({ "from": from, "to": to, "lost": lost }) }
+}
+
+/// True when `decision` says that the plan is `to`, and `lost` is what has no place in it.
+#[must_use]
+pub fn is_plan(decision: &Decision, to: &str, lost: &[String]) -> bool {
+    let payload = &decision.payload;
+    decision.kind == PLAN && payload.get("to") == Some(&to.into()) && payload.get("lost") == Some(&serde_json::json!(lost))
+}
+
+/// The plan that was in force when the last of `decisions` had been made, after a checkpoint of the plan `saved`.
+#[must_use]
+pub fn plan_in_force<'a>(saved: &'a str, decisions: &'a [Decision]) -> &'a str {
+    let newest = decisions.iter().rev().find(|decision| decision.kind == PLAN);
+    newest.and_then(|decision| decision.payload.get("to")?.as_str()).unwrap_or(saved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_change_of_plan_is_in_force() {
+        assert_eq!(plan_in_force("a", &[]), "a");
+        assert_eq!(plan_in_force("a", &[tick(1, 2)]), "a");
+        assert_eq!(plan_in_force("a", &[plan(1, "a", "b", &[]), tick(1, 2)]), "b");
+        assert_eq!(plan_in_force("a", &[plan(1, "a", "b", &[]), plan(1, "b", "a", &[])]), "a");
+        let lost = ["minute/0: gone".to_owned()];
+        assert!(is_plan(&plan(1, "a", "b", &lost), "b", &lost) && !is_plan(&plan(1, "a", "b", &[]), "b", &lost));
+    }
 }

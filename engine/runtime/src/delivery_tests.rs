@@ -416,5 +416,7 @@ fn rows_that_panic_close_together_are_taken_out_one_after_the_other() {
 
 #[path = "gap_tests.rs"]
 mod gaps;
+#[path = "reload_tests.rs"]
+mod reload;
 #[path = "stop_tests.rs"]
 mod stop;

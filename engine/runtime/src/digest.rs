@@ -21,6 +21,19 @@ pub fn changes(saved: &str, now: &str) -> Option<String> {
     Some(if said.is_empty() { "the order of its parts changed".to_owned() } else { said.join(", ") })
 }
 
+/// A digest in one word, for a person and for comparing: 16 hexadecimal digits.
+#[must_use]
+pub fn short(digest: &str) -> String {
+    format!("{:016x}", fnv1a(digest.as_bytes()))
+}
+
+/// FNV-1a, 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in every process, which the hasher of the standard
+/// library does not promise. It finds changes; it keeps nobody from making two plans of one hash.
+#[must_use]
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,5 +47,11 @@ mod tests {
         assert_eq!(changes("", now), None, "a checkpoint of an older program");
         assert_eq!(changes("a=1\nb=1\n", "b=1\na=1\n").as_deref(), Some("the order of its parts changed"));
         assert_eq!(changes("one", "another").as_deref(), Some("the order of its parts changed"));
+    }
+
+    #[test]
+    fn the_hash_is_the_published_one() {
+        assert_eq!((fnv1a(b""), fnv1a(b"a")), (0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c));
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
     }
 }

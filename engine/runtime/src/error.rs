@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::StoreError;
-use fieldstream_engine_api::{LogError, SinkError};
+use fieldstream_engine_api::{LogError, LogId, SinkError};
 use fieldstream_journal::JournalError;
 
 use crate::passivation::ColdError;
@@ -62,6 +62,22 @@ pub enum PipelineError {
         /// What does not fit, and what to do.
         what: String,
     },
+    /// A reload led to another log.
+    #[error(
+        "partition {partition} is of the log {found}, which the pipeline did not read before: state and marks belong to a log. Run what reads another log under another pipeline name"
+    )]
+    OtherLog {
+        /// Partition number.
+        partition: u32,
+        /// Identity of the log.
+        found: LogId,
+    },
+    /// The parts of a plan could not be made.
+    #[error("{0}")]
+    Parts(String),
+    /// The pipeline did not do as it was told in time, and was let go of.
+    #[error("{0}; what is not durable yet will be replayed")]
+    GivenUp(String),
     /// An operator could not be built; the planner has built it before, so this is a defect.
     #[error("operators: {0}")]
     Build(String),

@@ -53,6 +53,7 @@ pub struct NodeMeter {
 }
 
 struct SinkNode {
+    name: Arc<str>,
     inputs: Vec<usize>,
 }
 
@@ -169,7 +170,10 @@ impl Graph {
         });
         let sources = sources.collect();
         nodes.iter_mut().zip(terminal).for_each(|(node, terminal)| node.terminal = terminal);
-        let sinks = spec.sinks.iter().map(|s| SinkNode { inputs: s.inputs.iter().filter_map(|(port, _)| wiring.channel(*port)).collect() });
+        let sinks = spec.sinks.iter().map(|s| SinkNode {
+            name: Arc::clone(&s.name),
+            inputs: s.inputs.iter().filter_map(|(port, _)| wiring.channel(*port)).collect(),
+        });
         Ok(Self {
             arrived: spec.sinks.iter().map(|_| Vec::new()).collect(),
             sinks: sinks.collect(),
@@ -297,6 +301,11 @@ impl Graph {
             let name = Arc::clone(&node.name);
             node.operator.states().into_iter().enumerate().for_each(|(number, state)| f(&name, number, state));
         }
+    }
+
+    /// Names of the sinks, in the order of their numbers.
+    pub fn sinks(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        self.sinks.iter().map(|sink| &sink.name)
     }
 
     /// True while a later tick of append time may matter to the device.

@@ -6,11 +6,10 @@ use std::time::Duration;
 use fieldstream_engine_api::{ReceiveError, Received, Receiver};
 use fieldstream_journal::{Journal, JournalError};
 use fieldstream_schemas::decode::Decoder;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::admission::Admission;
 use crate::clock::{Clock, within};
-use crate::event::Event;
 use crate::memory::Tight;
 use crate::status::Status;
 
@@ -20,7 +19,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
 /// The part of the node that has trouble when the journal is full.
-const JOURNAL: &str = "journal";
+pub(crate) const JOURNAL: &str = "journal";
 
 /// One receiver on its way into the journal.
 pub(crate) struct Ingest {
@@ -111,15 +110,22 @@ async fn next(tight: &mut Tight, receiver: &mut dyn Receiver) -> Result<Option<R
     receiver.next().await
 }
 
-/// Runs all receivers of a pipeline; tells the coordinator when the last has ended, or when one gives up.
-pub(crate) async fn run_all(ingests: Vec<Ingest>, journal: Journal, events: mpsc::UnboundedSender<Event>) {
+/// How the receivers of a pipeline ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Done {
+    /// All have ended, or were told to stop. The journal ended here then, by partition.
+    All { ends: Vec<(u32, u64)> },
+    /// One gave up.
+    Failed { source: Arc<str>, error: String },
+}
+
+/// Runs all receivers of a pipeline; says when the last has ended, or that one gave up.
+pub(crate) async fn run_all(ingests: Vec<Ingest>, journal: Journal, done: watch::Sender<Option<Done>>) {
     let runs = ingests.into_iter().map(|mut ingest| async move { (Arc::clone(&ingest.source), ingest.run().await) });
     let outcomes = futures::future::join_all(runs).await;
     let failure = outcomes.into_iter().find_map(|(source, outcome)| outcome.err().map(|error| (source, error)));
-    let event = match failure {
-        Some((source, error)) => Event::ReceiverFailed { source, error },
-        None => Event::ReceiversDone { ends: journal.assignments().iter().map(|a| (a.partition, a.end_offset)).collect() },
-    };
-    // The coordinator may have ended first.
-    let _ = events.send(event);
+    done.send_replace(Some(match failure {
+        Some((source, error)) => Done::Failed { source, error },
+        None => Done::All { ends: journal.assignments().iter().map(|a| (a.partition, a.end_offset)).collect() },
+    }));
 }

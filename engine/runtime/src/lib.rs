@@ -19,18 +19,22 @@ mod ingest;
 pub mod ingress;
 pub mod input;
 pub mod ledger;
+pub mod losses;
 mod memory;
 pub mod metrics;
 pub mod partition;
 pub mod passivation;
 pub mod pipeline;
 pub mod queue;
+pub mod reload;
 pub mod savepoint;
+pub mod shape;
 pub mod shard;
 pub mod sink_task;
 pub mod snapshot;
 pub mod spec;
 pub mod status;
+pub mod supervisor;
 pub mod time;
 
 #[cfg(test)]

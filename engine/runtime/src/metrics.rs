@@ -11,6 +11,7 @@ use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 use crate::durations::{BOUNDS_US, Durations};
 use crate::engine::Engine;
 use crate::ledger::Ledger;
+use crate::reload::Outcome;
 use crate::status::{PartitionStatus, Status, StatusInner};
 
 type Result<T> = std::result::Result<T, prometheus::Error>;
@@ -276,6 +277,11 @@ fn partitions(scrape: &Scrape, views: &[View<'_>], engine: &Engine) -> Result<()
         &BOUNDS_US,
         &checkpoints.collect::<Vec<_>>(),
     )?;
+    let reloads = views.iter().flat_map(|v| {
+        let count = |outcome| v.status.plan.reloads.get(outcome).copied().unwrap_or_default();
+        Outcome::ALL.iter().map(move |(outcome, label)| (vec![v.name.to_owned(), (*label).to_owned()], count(outcome)))
+    });
+    scrape.counter("fieldstream_pipeline_reloads_total", "Changes of plan that were asked for.", &["pipeline", "outcome"], reloads)?;
     let restarts = views.iter().map(|v| (v.label(), v.status.restarts));
     scrape.counter("fieldstream_restarts_total", "Partitions restored after a panic.", &["pipeline"], restarts)
 }

@@ -22,6 +22,7 @@ use crate::decisions;
 use crate::graph::Graph;
 use crate::ingress;
 use crate::ledger::Totals;
+use crate::losses::Losses;
 use crate::passivation::{Actors, ColdError, Passivation};
 use crate::snapshot::{self, RestoreError, SnapshotKind};
 use crate::spec::{PipelineSpec, TimeSpec};
@@ -58,6 +59,8 @@ pub struct Partition {
     passivation: Option<Passivation>,
     settings: TimeSpec,
     totals: Totals,
+    /// States left out at restores.
+    losses: Losses,
     complete_to: Mark,
     replay: VecDeque<Decision>,
     quarantined: HashSet<Position>,
@@ -106,6 +109,7 @@ impl Partition {
             passivation: None,
             settings: spec.time,
             totals,
+            losses: Losses::default(),
             complete_to: Mark { next_offset: from, next_decision: 0 },
             replay: VecDeque::new(),
             quarantined: HashSet::new(),
@@ -220,6 +224,8 @@ impl Partition {
             decisions::QUARANTINE => {
                 self.quarantined.insert(decision.position);
             }
+            // This partition was built from the plan already; that it holds is history, not an effect.
+            decisions::PLAN => {}
             other => {
                 tracing::error!(partition = %self.key, "a decision of the unknown kind {other} is left out; it was written by a newer version")
             }
@@ -383,7 +389,8 @@ impl Partition {
     /// As [`Self::turn`].
     pub fn snapshot_of(&mut self, digest: &str, kind: SnapshotKind) -> Result<CheckpointData, ColdError> {
         let scope = self.changes.take(&self.slots, kind == SnapshotKind::Retake, kind == SnapshotKind::Whole);
-        let mut data = snapshot::take(self.complete_to, digest, &scope, &mut self.graph, &self.slots, &self.time, &self.totals);
+        let account = (&self.totals, &self.losses);
+        let mut data = snapshot::take(self.complete_to, digest, &scope, &mut self.graph, &self.slots, &self.time, account);
         if let Some(passivation) = &mut self.passivation {
             data.cold = passivation.segments()?;
             data.absent = passivation.absent();
@@ -391,23 +398,25 @@ impl Partition {
         Ok(data)
     }
 
-    /// Puts a checkpoint into this blank partition.
+    /// Puts a checkpoint into this blank partition. With `accept_loss`, state that has no place in the pipeline is left out; gives
+    /// what, as `operator/state: why`.
     ///
     /// # Errors
     /// If it does not fit the pipeline.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
-        self.totals = snapshot::restore(&checkpoint.data, &mut self.graph, &mut self.slots, &mut self.time)?;
+    pub fn restore(&mut self, checkpoint: &Checkpoint, accept_loss: bool) -> Result<Vec<String>, RestoreError> {
+        let restored = snapshot::restore(&checkpoint.data, &mut self.graph, &mut self.slots, &mut self.time, accept_loss)?;
+        (self.totals, self.losses) = (restored.totals, restored.losses);
         self.changes.restored(&self.slots);
         self.complete_to = checkpoint.data.at;
         match &mut self.passivation {
             Some(passivation) => {
-                let attached = passivation.attach(&checkpoint.data.cold, checkpoint.data.absent);
+                let attached = passivation.attach(&checkpoint.data.cold, checkpoint.data.absent, &self.losses);
                 attached.map_err(|error| RestoreError(error.to_string()))?;
             }
             None if checkpoint.data.absent == 0 => {}
             None => return Err(RestoreError("it has passivated devices, and there is no folder for them".to_owned())),
         }
-        Ok(())
+        Ok(restored.lost)
     }
 
     /// What is known of a device actor; `None` when there is none. Looking at a passivated device brings it into memory.

@@ -20,6 +20,7 @@ use fieldstream_engine_api::{KeyedState, SlotDirectory, Space, TickTime};
 
 use crate::changes::Changes;
 use crate::graph::Graph;
+use crate::losses::Losses;
 use crate::time::PartitionTime;
 
 /// Devices that leave memory, or come back for a tick, at once.
@@ -30,6 +31,8 @@ const RETRY_TURNS: u32 = 256;
 const FIRST_STATE: usize = 4;
 /// Field metadata: number of the state's column layout.
 const LAYOUT: &str = "layout";
+/// Field metadata: how many restores had left state out when it was written; 0 is left out.
+const LOSSES: &str = "losses";
 
 /// Why a device's state cannot be brought back.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +69,12 @@ pub(crate) struct Passivation {
     /// Devices on disk and not in memory.
     absent: u64,
     retry_at: u32,
+    losses: Losses,
 }
 
 impl Passivation {
     pub(crate) fn new(cold: ColdStore, limit: usize) -> Self {
-        Self { cold, limit: limit.max(1), touched: Vec::new(), turn: 0, absent: 0, retry_at: 0 }
+        Self { cold, limit: limit.max(1), touched: Vec::new(), turn: 0, absent: 0, retry_at: 0, losses: Losses::default() }
     }
 
     /// Devices on disk and not in memory.
@@ -83,10 +87,11 @@ impl Passivation {
         self.cold.segments()
     }
 
-    /// Takes over the files of a checkpoint, which lie in the store's folder already.
-    pub(crate) fn attach(&mut self, segments: &[ColdSegment], absent: u64) -> Result<(), StoreError> {
+    /// Takes over the files of a checkpoint, which lie in the store's folder already. What `losses` voids stays there.
+    pub(crate) fn attach(&mut self, segments: &[ColdSegment], absent: u64, losses: &Losses) -> Result<(), StoreError> {
         segments.iter().try_for_each(|segment| self.cold.attach(&segment.name))?;
         self.absent = absent;
+        self.losses = losses.clone();
         Ok(())
     }
 
@@ -145,7 +150,7 @@ impl Passivation {
         quietest.truncate(wanted);
         for chunk in quietest.chunks(CHUNK) {
             let devices: Vec<u32> = chunk.iter().map(|(_, slot)| *slot).collect();
-            let (rows, series) = rows_of(&devices, actors)?;
+            let (rows, series) = rows_of(&devices, self.losses.count, actors)?;
             if let Err(error) = self.cold.put(&rows) {
                 tracing::error!("devices stay in memory beyond limits.active_devices: {error}");
                 self.retry_at = self.turn.saturating_add(RETRY_TURNS);
@@ -172,7 +177,7 @@ impl Passivation {
     fn bring_back(&mut self, found: &[RecordBatch], actors: &mut Actors<'_>) -> Result<Vec<u32>, ColdError> {
         let mut devices = Vec::new();
         for rows in found {
-            let own = put_back(rows, actors)?;
+            let own = put_back(rows, &self.losses, actors)?;
             self.absent = self.absent.saturating_sub(own.len() as u64);
             devices.extend(own);
         }
@@ -181,7 +186,7 @@ impl Passivation {
 }
 
 /// One row per device with all of its state, and the series slots of these devices.
-fn rows_of(devices: &[u32], actors: &mut Actors<'_>) -> Result<(RecordBatch, Vec<u32>), ColdError> {
+fn rows_of(devices: &[u32], losses: u32, actors: &mut Actors<'_>) -> Result<(RecordBatch, Vec<u32>), ColdError> {
     let Actors { graph, slots, time, .. } = actors;
     graph.grow(slots);
     let mut series = Vec::new();
@@ -216,8 +221,11 @@ fn rows_of(devices: &[u32], actors: &mut Actors<'_>) -> Result<(RecordBatch, Vec
         let (own, rows) = if state.space() == Space::Device { (devices, &device_rows) } else { (series.as_slice(), &series_rows) };
         match list_of(&state.snapshot(own), devices.len(), rows) {
             Ok(list) => {
-                let layout = HashMap::from([(LAYOUT.to_owned(), state.layout().to_string())]);
-                fields.push(Field::new(format!("{node}/{number}"), list.data_type().clone(), false).with_metadata(layout));
+                let mut about = HashMap::from([(LAYOUT.to_owned(), state.layout().to_string())]);
+                if losses > 0 {
+                    about.insert(LOSSES.to_owned(), losses.to_string());
+                }
+                fields.push(Field::new(format!("{node}/{number}"), list.data_type().clone(), false).with_metadata(about));
                 columns.push(Arc::new(list));
             }
             Err(error) => failure = Some(error),
@@ -256,7 +264,7 @@ fn slot_column(rows: &RecordBatch) -> Result<&UInt32Array, ColdError> {
 }
 
 /// Gives the devices of `rows` slots and puts their state there; gives the device slots.
-fn put_back(rows: &RecordBatch, actors: &mut Actors<'_>) -> Result<Vec<u32>, ColdError> {
+fn put_back(rows: &RecordBatch, losses: &Losses, actors: &mut Actors<'_>) -> Result<Vec<u32>, ColdError> {
     let Actors { graph, slots, time, changes } = actors;
     let unfit = || ColdError("a file has other columns than this program writes".to_owned());
     let names = rows.columns().first().and_then(|c| c.as_string_opt::<i32>()).ok_or_else(unfit)?;
@@ -278,10 +286,18 @@ fn put_back(rows: &RecordBatch, actors: &mut Actors<'_>) -> Result<Vec<u32>, Col
     }
     changes.touch(&devices);
     graph.grow(slots);
-    let mut known = FIRST_STATE;
+    let voided = |field: &FieldRef| {
+        let count = field.metadata().get(LOSSES).and_then(|count| count.parse().ok()).unwrap_or_default();
+        losses.voids(field.name(), count)
+    };
+    let fields = rows.schema_ref().fields();
+    let mut known = FIRST_STATE + fields.iter().skip(FIRST_STATE).filter(|field| voided(field)).count();
     let mut failure = None;
     graph.for_each_state(|node, number, state| {
-        let Some(at) = rows.schema_ref().column_with_name(&format!("{node}/{number}")).map(|(at, _)| at) else { return };
+        let Some((at, field)) = fields.find(&format!("{node}/{number}")) else { return };
+        if voided(field) {
+            return;
+        }
         known += 1;
         let slot = |row: usize, sensor: u32| match state.space() {
             Space::Series => series[row].get(sensor as usize).copied(),

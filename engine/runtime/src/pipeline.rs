@@ -1,11 +1,13 @@
 //! The coordinator of one pipeline: log events to partition queues, marks to checkpoints, and an orderly end.
 
+mod start;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::{Fact, StoreError};
-use fieldstream_engine_api::{Generation, Log, LogBatch, LogError, LogEvent};
+use fieldstream_engine_api::{Log, LogBatch, LogError, LogEvent};
 use fieldstream_journal::Journal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -17,14 +19,15 @@ use crate::engine::Engine;
 use crate::error::PipelineError;
 use crate::event::{DurableShare, Event, PartitionEvent};
 use crate::giving_up::Overtaken;
-use crate::input::{self, Opened};
+use crate::input;
 use crate::ledger::Ledger;
-use crate::queue::{OutputRoom, Work};
+use crate::queue::Work;
+use crate::reload::Terms;
 use crate::savepoint::Saving;
 use crate::shard::{Outlet, Ready, Remove};
-use crate::sink_task::{SinkHandle, SinkShared, SinkTask, SinkWork};
-use crate::spec::{PipelineParts, PipelineSpec, SinkBox};
-use crate::status::{SinkStatus, State, Status};
+use crate::sink_task::{SinkHandle, SinkWork};
+use crate::spec::{PipelineParts, PipelineSpec};
+use crate::status::{State, Status};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -62,12 +65,16 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) outlet: Outlet,
     pub(crate) owned: BTreeMap<u32, Owned>,
     pub(crate) status: Arc<Status>,
+    pub(crate) terms: Terms,
+    /// Partitions have been assigned, and all of them are taken over.
+    pub(crate) assigned: bool,
     events: mpsc::UnboundedReceiver<Event>,
     stop: watch::Receiver<bool>,
     draining: bool,
     stopped: bool,
     /// Where the journal ended, by partition, when all receivers had ended: what is read up to there is the whole input.
     ends: Option<BTreeMap<u32, u64>>,
+    started_at: Duration,
     /// When the log last gave something, or the receivers ended, on the monotonic clock.
     heard_at: Duration,
     /// Partitions that step row by row below an offset after a panic.
@@ -95,72 +102,35 @@ pub async fn run(
     status: Arc<Status>,
 ) -> Result<Report, PipelineError> {
     let PipelineParts { spec, input, sinks } = parts;
-    let start = engine.clock.monotonic();
-    let events = mpsc::unbounded_channel();
-    let Opened { log, finite } = input::open(engine, &spec, input, &stop, &events.0, &status).await?;
-    let room = Arc::new(OutputRoom::new(engine.options.output_bytes));
-    let shared = SinkShared {
-        pipeline: Arc::clone(&spec.name),
-        room: Arc::clone(&room),
-        events: events.0.clone(),
-        clock: Arc::clone(&engine.clock),
-    };
-    let mut handles = Vec::new();
-    let mut outlets = Vec::new();
-    for (number, (sink, SinkBox(connection))) in spec.graph.sinks.iter().zip(sinks).enumerate() {
-        let (work, queue) = mpsc::unbounded_channel();
-        let task = SinkTask::new(number, Arc::clone(&sink.name), connection, sink.gather, &shared);
-        outlets.push((work.clone(), Arc::clone(&task.stats)));
-        status.lock().sinks.push(SinkStatus::new(sink.dead_letter, &sink.name, &task.stats));
-        handles.push(SinkHandle { name: Arc::clone(&sink.name), work, task: tokio::spawn(task.run(queue)) });
-    }
-    let mut coordinator = Coordinator {
-        engine,
-        number: engine.next_pipeline(),
-        log,
-        finite,
-        sinks: handles,
-        outlet: Outlet { sinks: outlets, events: events.0, room, digest: digest.into(), generation: Generation::default() },
-        owned: BTreeMap::new(),
-        status: Arc::clone(&status),
-        events: events.1,
-        stop,
-        draining: false,
-        stopped: false,
-        ends: None,
-        heard_at: start,
-        stepping: BTreeMap::new(),
-        overtaken: BTreeMap::new(),
-        drain_until: None,
-        prunes: Vec::new(),
-        saving: None,
-        spec: Arc::new(spec),
-    };
-    {
-        let mut inner = status.lock();
-        (inner.state, inner.number, inner.inbox) = (State::Running, coordinator.number, Some(coordinator.outlet.events.clone()));
-    }
+    let opened = input::open(engine, &spec, input, &stop, &status).await?;
+    let mut coordinator = Coordinator::start(engine, spec, sinks, opened, (digest, Terms::default()), stop, status);
     let outcome = coordinator.work().await;
-    let closed = match outcome {
-        Ok(()) => coordinator.close().await,
-        Err(error) => Err(error),
-    };
-    let closed = closed.map_err(|error| coordinator.told_cause(error));
-    coordinator.abandon().await;
-    if let Err(error) = closed {
-        let mut inner = status.lock();
-        inner.state = State::Failed;
-        inner.error = Some(error.to_string());
-        return Err(error);
-    }
-    let state = if coordinator.stopped { State::Stopped } else { State::Finished };
-    status.lock().state = state;
-    let elapsed = engine.clock.monotonic().saturating_sub(start);
-    Ok(Report { pipeline: Arc::clone(&coordinator.spec.name), state, elapsed_s: elapsed.as_secs_f64(), ledger: status.ledger() })
+    coordinator.end(outcome).await
 }
 
 impl Coordinator<'_> {
-    async fn work(&mut self) -> Result<(), PipelineError> {
+    /// The orderly end after [`Self::work`]; after its failure, or when it was given up, whatever there is to let go of.
+    pub(crate) async fn end(mut self, outcome: Result<(), PipelineError>) -> Result<Report, PipelineError> {
+        let closed = match outcome {
+            Ok(()) => self.close().await,
+            Err(error) => Err(error),
+        };
+        let closed = closed.map_err(|error| self.told_cause(error));
+        self.abandon().await;
+        if let Err(error) = closed {
+            let mut inner = self.status.lock();
+            inner.state = State::Failed;
+            inner.error = Some(error.to_string());
+            return Err(error);
+        }
+        let state = if self.stopped { State::Stopped } else { State::Finished };
+        self.status.lock().state = state;
+        let elapsed = self.engine.clock.monotonic().saturating_sub(self.started_at);
+        Ok(Report { pipeline: Arc::clone(&self.spec.name), state, elapsed_s: elapsed.as_secs_f64(), ledger: self.status.ledger() })
+    }
+
+    /// Handles whatever happens until the pipeline is done. May be dropped, to be given up.
+    pub(crate) async fn work(&mut self) -> Result<(), PipelineError> {
         let clock = Arc::clone(&self.engine.clock);
         let mut checkpoints = Beat::new(&*clock, self.spec.checkpoint.interval.max(Duration::from_millis(10)));
         let quarter = self.spec.time.idle_after.map_or(Duration::from_secs(3600), |idle| (idle / 4).max(Duration::from_millis(10)));
@@ -187,10 +157,10 @@ impl Coordinator<'_> {
                 () = clock.sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
                     return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
                 }
-                () = checkpoints.next(&*clock) => self.all_progress(|_| Fact::SnapshotDue),
+                () = checkpoints.next(&*clock), if !self.on_trial() => self.all_progress(|_| Fact::SnapshotDue),
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
                 () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
-                () = hurry.next(&*clock), if self.engine.opened_journal().is_some_and(Journal::is_full) => self.all_progress(|_| Fact::RoomWanted),
+                () = hurry.next(&*clock), if self.must_hurry() => self.all_progress(|_| Fact::RoomWanted),
                 // Without a budget the other end is gone, and this branch with it.
                 Ok(()) = tight.changed() => {}
                 polled = self.log.next(), if !self.draining && !self.input_ended() && !*tight.borrow() => self.on_polled(polled, &mut backoff).await?,
@@ -233,6 +203,11 @@ impl Coordinator<'_> {
         }
     }
 
+    /// The journal is full, and checkpoints may be made.
+    fn must_hurry(&self) -> bool {
+        !self.on_trial() && self.engine.opened_journal().is_some_and(Journal::is_full)
+    }
+
     fn input_ended(&self) -> bool {
         !self.owned.is_empty() && self.owned.values().all(|o| o.ended)
     }
@@ -247,6 +222,8 @@ impl Coordinator<'_> {
                 for assignment in assignments {
                     self.take_over(assignment).await?;
                 }
+                self.assigned = true;
+                self.note_trial();
                 // They may have ended before the partitions were ours, with nothing more to come.
                 self.end_after_receivers().await?;
             }
@@ -429,6 +406,7 @@ impl Coordinator<'_> {
             }
             self.progress(partition, Fact::SinkDurable { sink, mark: share.committed.mark });
         }
+        self.note_trial();
         // Output became durable: partitions that waited for room may go on.
         let waiting: Vec<u32> = self.owned.iter().filter(|(_, o)| o.queue.schedule()).map(|(p, _)| *p).collect();
         waiting.into_iter().for_each(|partition| self.send_token(partition));
@@ -498,7 +476,11 @@ impl Coordinator<'_> {
             // A shard that is gone hosts nothing.
             let _ = shard.send(Remove { id: (self.number, *partition) }).await;
         }
-        self.sinks.iter().for_each(|sink| sink.task.abort());
+        // A sink lets go of its locks and connections when its task is gone: who comes next may need them.
+        for sink in self.sinks.drain(..) {
+            sink.task.abort();
+            let _ = within(&*self.engine.clock, self.engine.options.drain_deadline, sink.task).await;
+        }
         // The runtime would cut them off in the middle, which harms nothing but looks like a failure.
         let prunes = futures::future::join_all(self.prunes.drain(..).map(|(_, prune)| prune));
         let _ = within(&*self.engine.clock, self.engine.options.drain_deadline, prunes).await;

@@ -47,6 +47,10 @@ impl Coordinator<'_> {
             let _ = reply.send(Err("another savepoint of this pipeline is under way: try again when it is there".to_owned()));
             return;
         }
+        if self.on_trial() {
+            let _ = reply.send(Err("the plan is on trial after a reload, and makes no checkpoint yet: try again in a moment".to_owned()));
+            return;
+        }
         let current: Vec<(u32, Mark, Option<CheckpointId>)> =
             self.owned.iter().map(|(partition, owned)| (*partition, owned.progress.processed(), owned.progress.current())).collect();
         self.saving = Some(Saving { label, waiting: current.iter().map(|(p, at, _)| (*p, *at)).collect(), done: Vec::new(), reply });

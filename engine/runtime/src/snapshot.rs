@@ -1,5 +1,6 @@
 //! A partition's state to checkpoint data and back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch, UInt32Array};
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::changes::Scope;
 use crate::graph::Graph;
 use crate::ledger::Totals;
+use crate::losses::Losses;
+use crate::shape::StateShape;
 use crate::time::PartitionTime;
 
 /// Table of last activity: `slot` (device slot), `last_seen` (append time, microseconds).
@@ -22,6 +25,23 @@ const ACTIVITY: &str = "activity";
 struct Extras {
     totals: Totals,
     now_us: Option<i64>,
+    /// Names behind the numbers of `totals.offered`: another plan numbers its sinks anew. None in older checkpoints.
+    #[serde(default)]
+    sinks: Vec<Arc<str>>,
+    /// States left out at earlier restores.
+    #[serde(default, skip_serializing_if = "Losses::is_empty")]
+    losses: Losses,
+}
+
+/// What is put back beside the states.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// The saved account, in the order of this plan's sinks.
+    pub totals: Totals,
+    /// States left out, now and earlier: what lies on disk of them is not put back either.
+    pub losses: Losses,
+    /// What was left out now, for a person: `operator/state: why`.
+    pub lost: Vec<String>,
 }
 
 /// What a snapshot holds.
@@ -48,7 +68,7 @@ pub(crate) fn take(
     graph: &mut Graph,
     slots: &SlotDirectory,
     time: &PartitionTime,
-    totals: &Totals,
+    (totals, losses): (&Totals, &Losses),
 ) -> CheckpointData {
     let devices = &scope.devices;
     let mut series: Vec<u32> = devices.iter().flat_map(|d| slots.series_of(*d)).collect();
@@ -65,7 +85,8 @@ pub(crate) fn take(
     let mut tables = Vec::from(slot_tables(slots, devices, &series));
     tables.push(activity_table(devices, time));
     tables.extend(scope.gone.as_ref().map(|gone| gone_table(gone.iter().map(|name| &**name))));
-    let extras = Extras { totals: totals.clone(), now_us: time.now_us() };
+    let sinks = graph.sinks().cloned().collect();
+    let extras = Extras { totals: totals.clone(), now_us: time.now_us(), sinks, losses: losses.clone() };
     // Plain maps and numbers always serialise.
     let extras = serde_json::to_value(extras).unwrap_or_default();
     let delta = scope.gone.is_some();
@@ -79,7 +100,7 @@ fn activity_table(devices: &[u32], time: &PartitionTime) -> Table {
     Table { name: ACTIVITY.to_owned(), rows: rows.unwrap_or_else(|_| unreachable!("the columns are those of the schema")) }
 }
 
-/// Puts saved state back into a blank partition; gives the saved account.
+/// Puts saved state back into a blank partition. With `accept_loss`, state that has no place in this pipeline is left out.
 ///
 /// # Errors
 /// If the checkpoint lacks a table, or its state is for operators this pipeline does not have.
@@ -88,7 +109,8 @@ pub fn restore(
     graph: &mut Graph,
     slots: &mut SlotDirectory,
     time: &mut PartitionTime,
-) -> Result<Totals, RestoreError> {
+    accept_loss: bool,
+) -> Result<Restored, RestoreError> {
     let table = |name: &str| {
         let found = data.tables.iter().find(|t| t.name == name).map(|t| &t.rows);
         found.ok_or_else(|| RestoreError(format!("table {name} is missing")))
@@ -96,30 +118,44 @@ pub fn restore(
     let extras: Extras = serde_json::from_value(data.extras.clone()).map_err(|e| RestoreError(e.to_string()))?;
     let slots_now = restore_slots(table(DEVICES)?, table(SERIES)?, slots).map_err(RestoreError)?;
     graph.grow(slots);
-    let mut restored = 0;
+    let mut unfit: BTreeMap<(&str, u32), String> = BTreeMap::new();
+    let mut known: BTreeSet<(&str, u32)> = BTreeSet::new();
     let mut failure = None;
     graph.for_each_state(|node, number, state| {
         for saved in data.states.iter().filter(|s| s.node == **node && s.state as usize == number) {
-            restored += 1;
-            let outcome = if saved.layout == state.layout() {
-                renumber(&saved.rows, state.space(), &slots_now).and_then(|rows| state.restore(&rows).map_err(|e| e.to_string()))
-            } else {
-                Err(format!("its state has layout {}, this program reads layout {}", saved.layout, state.layout()))
-            };
+            known.insert((&saved.node, saved.state));
+            if let Some(why) = StateShape::saved(saved).unfit_for(&StateShape::of(state)) {
+                unfit.insert((&saved.node, saved.state), why);
+                continue;
+            }
+            let outcome = renumber(&saved.rows, state.space(), &slots_now).and_then(|rows| state.restore(&rows).map_err(|e| e.to_string()));
             if let Err(error) = outcome {
                 failure = Some(format!("operator {node}: {error}"));
             }
         }
     });
-    if restored < data.states.len() {
-        failure = failure.or_else(|| Some("it holds state of operators that the pipeline no longer has".to_owned()));
+    for saved in data.states.iter().filter(|s| !known.contains(&(s.node.as_str(), s.state))) {
+        unfit.insert((&saved.node, saved.state), "the pipeline has no such state any more".to_owned());
     }
-    if let Some(failure) = failure {
-        return Err(RestoreError(failure));
+    let lost: Vec<String> = unfit.iter().map(|((node, number), why)| format!("{node}/{number}: {why}")).collect();
+    let mut losses = extras.losses;
+    match (&failure, lost.is_empty()) {
+        (Some(failure), _) => return Err(RestoreError(failure.clone())),
+        (None, true) => {}
+        (None, false) if accept_loss => losses.note(unfit.keys().map(|(node, number)| format!("{node}/{number}"))),
+        (None, false) => return Err(RestoreError(format!("state would be lost: {}", lost.join("; ")))),
     }
     time.restore(extras.now_us);
     restore_activity(table(ACTIVITY)?, &slots_now, time)?;
-    Ok(extras.totals)
+    let totals = by_name(extras.totals, &extras.sinks, graph);
+    Ok(Restored { totals, losses, lost })
+}
+
+/// What was offered to the saved plan's sinks, in the order of this one's. A sink that is new begins at nothing.
+fn by_name(saved: Totals, names: &[Arc<str>], graph: &Graph) -> Totals {
+    let place = |(number, name): (usize, &Arc<str>)| if names.is_empty() { Some(number) } else { names.iter().position(|n| n == name) };
+    let offered = |sink| place(sink).and_then(|number| saved.offered.get(number)).copied().unwrap_or_default();
+    Totals { offered: graph.sinks().enumerate().map(offered).collect(), ..saved }
 }
 
 fn restore_activity(rows: &RecordBatch, slots_now: &Renumbering, time: &mut PartitionTime) -> Result<(), RestoreError> {

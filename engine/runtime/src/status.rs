@@ -1,6 +1,6 @@
 //! What a pipeline looks like from outside while it runs: position, account, counters.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,12 +10,14 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::digest::short;
 use crate::durations::Durations;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::graph::NodeMeter;
 use crate::ledger::{Ledger, SinkTotals, Totals};
 use crate::queue::PartitionQueue;
+use crate::reload::{LastReload, PlanStatus, Verdict};
 use crate::shard::Inspect;
 use crate::sink_task::SinkStats;
 
@@ -140,6 +142,8 @@ pub struct StatusInner {
     pub plan_changes: Option<String>,
     /// From asking for a snapshot until its manifest was durable.
     pub checkpoints: Durations,
+    /// Its plan, and how it came to it.
+    pub plan: PlanStatus,
     /// Where its coordinator listens, once it runs.
     pub(crate) inbox: Option<mpsc::UnboundedSender<Event>>,
     /// What goes wrong at the moment and is tried again, by the part of the node it is about.
@@ -157,6 +161,28 @@ impl Status {
     pub fn lock(&self) -> MutexGuard<'_, StatusInner> {
         // Counters are whole after every assignment, so a panic elsewhere leaves nothing broken.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run begins, the first or one with another plan: what the last one showed is past, but for what counts over all of them.
+    pub(crate) fn begin(&self, number: u32, digest: &str, inbox: &mpsc::UnboundedSender<Event>) {
+        let mut inner = self.lock();
+        let before = std::mem::take(&mut *inner);
+        let plan = PlanStatus { digest: short(digest), lost: BTreeSet::new(), ..before.plan };
+        let (restarts, checkpoints) = (before.restarts, before.checkpoints);
+        // Receivers go on, and with them what they wait for; the rest is said again if it is still so.
+        let troubles = before.troubles.into_iter().filter(|(part, _)| &**part == crate::ingest::JOURNAL).collect();
+        let inbox = Some(inbox.clone());
+        *inner = StatusInner { number, state: State::Running, restarts, checkpoints, plan, inbox, troubles, ..StatusInner::default() };
+    }
+
+    /// Takes note of what became of a wish for the plan `to` (a digest; `None` where it could not be read), at `now_us`
+    /// (microseconds since the epoch).
+    pub fn note_reload(&self, from: &str, to: Option<&str>, verdict: &Verdict, now_us: i64) {
+        let (outcome, why) = verdict.outcome();
+        let mut inner = self.lock();
+        *inner.plan.reloads.entry(outcome).or_default() += 1;
+        let at = fieldstream_schemas::time::format_rfc3339(now_us);
+        inner.plan.last = Some(LastReload { at, from: short(from), to: to.map(short), outcome, why: why.map(str::to_owned) });
     }
 
     /// Says that `part` (`checkpoints`, `journal`, a source's name) has trouble, or with `None` that it works again.
@@ -256,6 +282,7 @@ impl Status {
         let sink = |s: &SinkStatus| json!({ "name": s.name, "accounted": s.total(), "queued": s.stats.queued.load(Ordering::Relaxed) });
         json!({
             "state": inner.state, "error": inner.error, "restarts": inner.restarts, "plan_changes": inner.plan_changes, "troubles": inner.troubles,
+            "plan": { "digest": inner.plan.digest, "lost_state": inner.plan.lost }, "last_reload": inner.plan.last,
             "partitions": inner.partitions.iter().map(partition).collect::<Vec<_>>(),
             "operators": inner.operators.iter().enumerate().map(operator).collect::<Vec<_>>(),
             "sinks": inner.sinks.iter().map(sink).collect::<Vec<_>>(),

@@ -1,6 +1,7 @@
 //! What a trend keeps of its lookback: the mean of each of a few equal stretches of event time, sixteen bytes a stretch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float32Array, Float64Array, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{Float32Type, Float64Type, Int64Type, UInt32Type};
@@ -35,13 +36,15 @@ const BLANK: Head = Head { newest: 0, last: i64::MIN };
 pub(super) struct Buckets {
     space: Space,
     count: usize,
+    /// Length of them all, as written.
+    lookback: String,
     heads: Vec<Head>,
     buckets: Vec<Bucket>,
 }
 
 impl Buckets {
-    pub(super) fn new(space: Space, count: usize) -> Self {
-        Self { space, count, heads: Vec::new(), buckets: Vec::new() }
+    pub(super) fn new(space: Space, count: usize, lookback: Duration) -> Self {
+        Self { space, count, lookback: format!("{lookback:?}"), heads: Vec::new(), buckets: Vec::new() }
     }
 
     /// Head and stretches of a slot.
@@ -91,7 +94,11 @@ impl KeyedState for Buckets {
             ("at", Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| bucket(r).at)))),
             ("count", Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| bucket(r).count)))),
         ];
-        slot_batch(rows.iter().map(|r| r.0).collect(), columns)
+        let mut batch = slot_batch(rows.iter().map(|r| r.0).collect(), columns);
+        // Places are stretches of the lookback: of another one, or cut otherwise, they mean other times.
+        let lookback = format!("{} in {}", self.lookback, self.count);
+        batch.schema_metadata_mut().insert("lookback".to_owned(), lookback);
+        batch
     }
 
     fn restore(&mut self, rows: &RecordBatch) -> Result<(), StateError> {

@@ -63,7 +63,7 @@ pub fn build(options: &Value, input: &Edge, context: &BuildContext) -> Result<Bo
         (Some(trend), None) => {
             let rows = Rows::new(trend.column.as_deref(), trend.condition.as_deref(), &input.schema);
             let (line, rows) = both(Line::new(trend), rows, "/trend_to_limit")?;
-            let buckets = Buckets::new(space, trend.buckets);
+            let buckets = Buckets::new(space, trend.buckets, trend.lookback.0);
             Ok(Box::new(Trend { line, space, rows, buckets, predictions, outputs: outputs(space) }))
         }
         (None, Some(health)) => {

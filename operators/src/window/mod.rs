@@ -84,7 +84,7 @@ pub fn build(options: &Value, input: &Edge, context: &BuildContext) -> Result<Bo
         outputs.push(Output { name: "revised".into(), edge });
     }
     outputs.push(Output { name: "late".into(), edge: input.clone() });
-    let windows = Windows::new(Arc::clone(&plan.layout), plan.space);
+    let windows = Windows::new(Arc::clone(&plan.layout), plan.space, plan.meaning());
     Ok(Box::new(Window {
         plan,
         outputs,

@@ -1,7 +1,8 @@
 //! Options of `window`, and the checked plan made from them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use fieldstream_engine_api::{BuildContext, ConfigError, ConfigErrors, Edge, Space};
@@ -204,6 +205,21 @@ impl Plan {
             schema,
             ts: ts.unwrap_or_default(),
         })
+    }
+
+    /// What an open window is a window of. Under other words it must not be taken over.
+    pub(super) fn meaning(&self) -> HashMap<String, String> {
+        let shape = match self.shape {
+            Shape::Aligned { size, every } if size == every => format!("tumbling {:?}", Duration::from_micros(size.unsigned_abs())),
+            Shape::Aligned { size, every } => {
+                let [size, every] = [size, every].map(|us| Duration::from_micros(us.unsigned_abs()));
+                format!("hopping {size:?} every {every:?}")
+            }
+            // Open sessions have their end, which a later row may move by the new gap.
+            Shape::Session { .. } => "session".to_owned(),
+        };
+        let inputs: Vec<&str> = self.inputs.iter().map(|input| input.as_ref().map_or("*", Expr::sql)).collect();
+        HashMap::from([("windows".to_owned(), shape), ("inputs".to_owned(), inputs.join(", "))])
     }
 }
 

@@ -1,5 +1,6 @@
 //! Open windows by slot: the newest window of a slot lies in a dense row of cells, further ones in a pool, linked.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, Int64Array, RecordBatch, UInt32Array, UInt64Array};
@@ -34,6 +35,7 @@ struct Block {
 
 /// All windows of a partition, open or kept for late rows.
 pub(super) struct Windows {
+    meaning: HashMap<String, String>,
     layout: Arc<Layout>,
     space: Space,
     slots: Block,
@@ -74,8 +76,9 @@ fn with_link(flags: u64, next: Option<Place>) -> u64 {
 }
 
 impl Windows {
-    pub(super) fn new(layout: Arc<Layout>, space: Space) -> Self {
-        Self { layout, space, slots: Block::default(), pool: Block::default(), free: Vec::new() }
+    /// `meaning` is what the columns of a snapshot do not tell: how time is cut, and what is aggregated.
+    pub(super) fn new(layout: Arc<Layout>, space: Space, meaning: HashMap<String, String>) -> Self {
+        Self { meaning, layout, space, slots: Block::default(), pool: Block::default(), free: Vec::new() }
     }
 
     /// Number of slots there is room for.
@@ -265,7 +268,7 @@ impl Windows {
         let mut fields = vec![Field::new("slot", DataType::UInt32, false)];
         fields.extend(self.layout.columns.iter().map(|(name, data_type)| Field::new(name, data_type.clone(), false)));
         fields.extend((0..self.layout.sketches).map(|n| Field::new(format!("sketch_{n}"), DataType::Binary, true)));
-        Schema::new(fields)
+        Schema::new(fields).with_metadata(self.meaning.clone())
     }
 
     fn restore_row(&mut self, slot: u32, cells: &[u64], sketches: Vec<Option<Box<DDSketch>>>) {

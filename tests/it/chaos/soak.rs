@@ -112,7 +112,8 @@ fn soak() {
             reloads += 1;
             // The rule changes to and fro; what is judged by it hardly ever does.
             let text = pipeline(devices, "1", 400 + reloads % 2);
-            refusals.extend(node.put("/v1/pipelines/soak", &text).err());
+            let (status, answer) = node.send("PUT", "/v1/pipelines/soak", "application/yaml", &text);
+            refusals.extend((status != 200).then(|| format!("{status}: {answer}")));
         }
     }
     let account = drained(&node.stop_now());
