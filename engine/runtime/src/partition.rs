@@ -283,11 +283,7 @@ impl Partition {
             let Some(passivation) = &mut self.passivation else { return Ok(()) };
             let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes };
             passivation.shrink(true, &mut actors)?;
-            let Some(mut devices) = passivation.wake(&mut cursor, &mut actors)? else { return Ok(()) };
-            // One that left memory in this very tick is given for an old row of its own, and has been heard of since.
-            if let TickTime::Append(now) = tick.time {
-                devices.retain(|device| self.time.quiet_since(now).is_none_or(|since| self.time.last_seen(*device) <= since));
-            }
+            let Some(devices) = passivation.wake(&mut cursor, tick.time, &mut actors)? else { return Ok(()) };
             self.run_graph(Some((tick, &devices)), block);
         }
     }
