@@ -283,7 +283,7 @@ impl Partition {
             let Some(passivation) = &mut self.passivation else { return Ok(()) };
             let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes };
             passivation.shrink(true, &mut actors)?;
-            let Some(devices) = passivation.wake(&mut cursor, &mut actors)? else { return Ok(()) };
+            let Some(devices) = passivation.wake(&mut cursor, tick.time, &mut actors)? else { return Ok(()) };
             self.run_graph(Some((tick, &devices)), block);
         }
     }

@@ -119,12 +119,19 @@ impl Passivation {
         })
     }
 
-    /// Brings the next devices of `cursor` into memory and gives their slots; `None` at the end.
-    pub(crate) fn wake(&mut self, cursor: &mut ColdCursor, actors: &mut Actors<'_>) -> Result<Option<Vec<u32>>, ColdError> {
+    /// Brings the next devices of `cursor` into memory and gives the slots of those that the tick concerns; `None` at the end.
+    pub(crate) fn wake(&mut self, cursor: &mut ColdCursor, tick: TickTime, actors: &mut Actors<'_>) -> Result<Option<Vec<u32>>, ColdError> {
         let Some(names) = cursor.next_names(CHUNK)? else { return Ok(None) };
         let absent: Vec<&str> = names.iter().map(String::as_str).filter(|name| actors.slots.find_device(name).is_none()).collect();
         let found = self.cold.find(&absent)?;
-        self.bring_back(&found, actors).map(Some)
+        let mut devices = self.bring_back(&found, actors)?;
+        // One that left memory in this very tick is named for an old row of its own, and has been heard of since.
+        if let TickTime::Append(now) = tick
+            && let Some(since) = actors.time.quiet_since(now)
+        {
+            devices.retain(|device| actors.time.last_seen(*device) <= since);
+        }
+        Ok(Some(devices))
     }
 
     /// True when the device is on disk; it is in memory then.

@@ -1,6 +1,6 @@
 //! What goes wrong, and when: a schedule of faults by seed, one after the other, with kills of workers in between and within.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::field::Field;
@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     KillAtCheckpoint,
     /// SIGKILL of all workers at once.
     KillAll,
+    /// SIGKILL of a worker that stays away, so that others of its group take over.
+    KillForLong,
     /// SIGKILL of a worker again and again, before it has recovered.
     KillInRecovery,
     /// SIGTERM of a worker.
@@ -33,12 +35,16 @@ pub(crate) enum Fault {
     DiskFull,
 }
 
+/// Longer than Kafka's session.
+const AWAY: Duration = Duration::from_secs(9);
+
 /// How often each comes, of the sum of all.
 const SCHEDULE: &[(u64, Fault)] = &[
     (26, Fault::Kill),
     (14, Fault::KillAtCheckpoint),
     (6, Fault::KillAll),
     (8, Fault::KillInRecovery),
+    (6, Fault::KillForLong),
     (8, Fault::Restart),
     (6, Fault::Freeze),
     (3, Fault::Service("stop", "mosquitto")),
@@ -77,6 +83,7 @@ impl Fault {
             Self::Kill => "worker killed".to_owned(),
             Self::KillAtCheckpoint => "worker killed while it wrote a checkpoint".to_owned(),
             Self::KillAll => "all workers killed".to_owned(),
+            Self::KillForLong => "worker killed and away for long".to_owned(),
             Self::KillInRecovery => "worker killed again while it recovered".to_owned(),
             Self::Restart => "worker told to stop and started".to_owned(),
             Self::Freeze => "worker frozen".to_owned(),
@@ -95,7 +102,7 @@ impl Fault {
 pub(crate) struct Tally {
     /// Times each fault came.
     pub(crate) faults: BTreeMap<String, u64>,
-    /// Seconds from the end of a fault (of a kill: from the kill) until new rows were settled, by fault.
+    /// Seconds from the end of a fault (of a kill: from the kill) until every partition of a pipeline was further than before, by fault.
     pub(crate) recovery: BTreeMap<String, Vec<f64>>,
     /// SIGKILLs of workers, those within other faults included.
     pub(crate) kills: u64,
@@ -110,7 +117,12 @@ pub(crate) struct Chaos<'a> {
     pub(crate) workers: &'a mut [Worker],
     pub(crate) dice: Dice,
     pub(crate) tally: Tally,
+    /// The highest offset reached, by pipeline and partition.
+    pub(crate) reached: BTreeMap<Place, u64>,
 }
+
+/// A pipeline and a partition of it.
+type Place = (&'static str, u32);
 
 impl Chaos<'_> {
     /// Draws and carries out faults until `end`.
@@ -128,14 +140,9 @@ impl Chaos<'_> {
             self.carry_out(fault);
             if said.elapsed() >= Duration::from_secs(30) {
                 said = Instant::now();
-                let settled: Vec<u64> = self.workers.iter().map(Worker::settled).collect();
-                let faults: u64 = self.tally.faults.values().sum();
-                eprintln!(
-                    "chaos: {} s, {faults} faults, {} kills, settled {settled:?}, last: {}",
-                    began.elapsed().as_secs(),
-                    self.tally.kills,
-                    fault.name()
-                );
+                let (faults, offsets): (u64, u64) = (self.tally.faults.values().sum(), self.reached.values().sum());
+                let (seconds, kills) = (began.elapsed().as_secs(), self.tally.kills);
+                eprintln!("chaos: {seconds} s, {faults} faults, {kills} kills, {offsets} offsets handled, last: {}", fault.name());
             }
         }
     }
@@ -148,6 +155,11 @@ impl Chaos<'_> {
             Fault::KillAtCheckpoint => {
                 self.workers[number].until_checkpoint();
                 self.kill(number);
+            }
+            Fault::KillForLong => {
+                self.workers[number].kill(AWAY);
+                self.tally.kills += 1;
+                self.wait(AWAY);
             }
             Fault::KillAll => (0..self.workers.len()).for_each(|number| self.kill(number)),
             Fault::KillInRecovery => {
@@ -172,38 +184,38 @@ impl Chaos<'_> {
             Fault::DiskFull => self.disk_full(),
         }
         let from = if matches!(fault, Fault::Kill | Fault::KillAll) { began } else { Instant::now() };
-        let alone = matches!(fault, Fault::Kill | Fault::KillAtCheckpoint | Fault::KillInRecovery | Fault::Restart | Fault::Freeze);
-        self.recover(fault, from, alone.then_some(number));
+        let everywhere = matches!(fault, Fault::KillAll | Fault::Service(..) | Fault::Network(..) | Fault::DiskFull);
+        let hit = (!everywhere).then_some(self.workers[number].pipeline);
+        self.recover(fault, from, hit);
     }
 
-    /// Waits until every worker has settled more readings than ever before. Counts the time of all, or of worker `hit` if it was
-    /// hit alone.
-    fn recover(&mut self, fault: Fault, from: Instant, hit: Option<usize>) {
+    /// Waits until every partition that has had rows is further than ever before. Counts the time of each pipeline, or of `hit` if
+    /// that was hit alone.
+    fn recover(&mut self, fault: Fault, from: Instant, hit: Option<&'static str>) {
         let deadline = Instant::now() + PATIENCE;
-        let mut waiting: Vec<(usize, u64)> = self.workers.iter().map(Worker::settled).enumerate().collect();
-        while let Some((first, before)) = waiting.first().copied() {
-            let (workers, recovery) = (&mut *self.workers, &mut self.tally.recovery);
-            waiting.retain(|(number, before)| {
-                let worker = &mut workers[*number];
-                worker.tend();
-                let flows = worker.ledger().is_some_and(|ledger| ledger["settled"].as_u64() > Some(*before));
-                if flows && hit.is_none_or(|hit| hit == *number) {
-                    recovery.entry(fault.name()).or_default().push(from.elapsed().as_secs_f64());
-                }
-                !flows
-            });
+        let before = self.reached.clone();
+        let mut waiting: BTreeSet<&'static str> = before.keys().map(|(pipeline, _)| *pipeline).collect();
+        while !waiting.is_empty() {
+            self.look();
+            let stands = |place: &Place, before: &u64| *before > 0 && self.reached.get(place) == Some(before);
+            let places: Vec<Place> = before.iter().filter(|(place, before)| stands(place, before)).map(|(place, _)| *place).collect();
+            let behind: BTreeSet<&'static str> = places.iter().map(|(pipeline, _)| *pipeline).collect();
+            let done = waiting.difference(&behind).filter(|pipeline| hit.is_none_or(|hit| hit == **pipeline)).count();
+            let took = from.elapsed().as_secs_f64();
+            self.tally.recovery.entry(fault.name()).or_default().extend(std::iter::repeat_n(took, done));
+            waiting.retain(|pipeline| behind.contains(pipeline));
             if Instant::now() >= deadline {
-                let words = workers[first].get("/readyz").unwrap_or_default();
-                panic!("{} settled nothing more than {before} after: {}; {words}", workers[first].pipeline, fault.name());
+                let words: Vec<Option<String>> = self.workers.iter().map(|worker| worker.get("/readyz")).collect();
+                panic!("{places:?} did not go on after: {}; {words:?}", fault.name());
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }
     }
 
     fn kill(&mut self, number: usize) {
-        // Asked last of all, so that rows settled before do not pass for recovery.
-        self.workers[number].ledger();
-        self.workers[number].kill();
+        // Asked last of all, so that what was handled before does not pass for recovery.
+        self.look();
+        self.workers[number].kill(Duration::ZERO);
         self.tally.kills += 1;
     }
 
@@ -260,7 +272,10 @@ impl Chaos<'_> {
     fn look(&mut self) {
         for worker in self.workers.iter_mut() {
             worker.tend();
-            worker.ledger();
+            for (partition, offset) in worker.reached() {
+                let highest = self.reached.entry((worker.pipeline, partition)).or_default();
+                *highest = offset.max(*highest);
+            }
         }
     }
 }

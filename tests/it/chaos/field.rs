@@ -162,6 +162,11 @@ impl Field {
         field
     }
 
+    /// What the workers of a group share.
+    pub(crate) fn shared(&self) -> PathBuf {
+        self.dir.join("disk/shared")
+    }
+
     /// Kafka itself, past the proxy.
     pub(crate) fn kafka(&self) -> String {
         self.services.value("FIELDSTREAM_TEST_KAFKA").to_owned()

@@ -14,6 +14,7 @@ mod report;
 mod soak;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,7 +26,7 @@ use self::field::{Field, READINGS};
 use self::kafka_feed::KafkaFeed;
 use self::mqtt_feed::MqttFeed;
 use self::report::Run;
-use self::worker::Worker;
+use self::worker::{Worker, sum, until};
 use crate::fleet::Dice;
 use crate::node::{Ended, eventually};
 use crate::services::service;
@@ -80,47 +81,50 @@ fn chaos() {
 fn rage(script: &Path, dir: &Path, time: Duration, seed: u64) -> Run {
     let field = Field::new(script, dir);
     let start_ms = now_ms() - 3_600_000;
+    let of_group = |name| Worker::of_group(&field, name, "chaos-kafka", include_str!("kafka.yaml"));
     let mut workers =
-        [Worker::new(&field, "chaos-mqtt", include_str!("mqtt.yaml")), Worker::new(&field, "chaos-kafka", include_str!("kafka.yaml"))];
+        [Worker::alone(&field, "chaos-mqtt", include_str!("mqtt.yaml")), of_group("chaos-kafka-one"), of_group("chaos-kafka-two")];
     // Until the worker has subscribed the broker keeps nothing for it.
     let probe = format!(r#"{{"id":"probe","sensorId":"t","sensorType":"temperature","timestamp":{start_ms},"value":1,"unit":"Cel"}}"#);
-    workers[0].until("the probe", TO_THE_END, |ledger| {
+    until(&mut workers[..1], "the probe", TO_THE_END, |ledgers| {
         mqtt_feed::send_one(field.mqtt(), "chaos/probe/telemetry", probe.as_bytes());
-        ledger["settled"].as_u64() > Some(0)
+        sum(ledgers, "/settled") > 0
     });
     let (mqtt, kafka) = (MqttFeed::start(field.mqtt(), start_ms), KafkaFeed::start(&field.kafka(), READINGS, start_ms));
-    for worker in &mut workers {
-        worker.until("the first rows", TO_THE_END, |ledger| ledger["settled"].as_u64() > Some(100));
-    }
+    until(&mut workers, "the first rows", TO_THE_END, |ledgers| ledgers.iter().all(|l| l["settled"].as_u64() > Some(100)));
     let began = Instant::now();
-    let mut chaos = Chaos { field: &field, feed: &mqtt, workers: &mut workers, dice: Dice::seeded(seed), tally: Tally::default() };
+    let (dice, reached) = (Dice::seeded(seed), BTreeMap::new());
+    let mut chaos = Chaos { field: &field, feed: &mqtt, workers: &mut workers, dice, tally: Tally::default(), reached };
     chaos.rage(began + time);
     let (tally, seconds) = (chaos.tally, began.elapsed().as_secs());
     let (sent, each) = (mqtt.finish(), kafka.finish());
     let rows = oracle::good_of_mqtt(sent.each) + 1;
     let windows = oracle::windows_of_mqtt(start_ms, sent.each) + 1;
-    workers[0].until("all rows from MQTT and all their windows", TO_THE_END, |ledger| {
-        let told = &ledger["delivered"];
-        ledger["settled"] == rows && told["history"] == rows && told["spans"] == windows && ledger["in_flight"] == 0
+    until(&mut workers[..1], "all rows from MQTT and all their windows", TO_THE_END, |ledgers| {
+        let done = ["/settled", "/delivered/history", "/delivered/spans", "/in_flight"].map(|pointer| sum(ledgers, pointer));
+        done == [rows, rows, windows, 0]
     });
     let records = each * kafka_feed::DEVICES;
-    workers[1].until("all records from Kafka", TO_THE_END, |ledger| ledger["received"] == records && ledger["in_flight"] == 0);
+    let group = until(&mut workers[1..], "all records from Kafka", TO_THE_END, |ledgers| {
+        let balanced = ledgers.iter().all(|ledger| ledger["balanced"] == true);
+        sum(ledgers, "/received") == records && sum(ledgers, "/in_flight") == 0 && balanced
+    });
     workers.iter_mut().for_each(in_balance);
-    let deaths = workers.iter().flat_map(|w| w.deaths.iter().map(move |words| format!("{}: {words}", w.pipeline))).collect();
-    let known = workers.iter().flat_map(|w| w.known.iter().map(move |(reason, n)| (format!("{} {reason}", w.pipeline), *n))).collect();
-    let dirs = workers.each_ref().map(|w| w.dir.clone());
-    // What MQTT delivers again may come until the very end, so that only the last account is compared.
-    let ledgers = workers.map(|worker| drained(&worker.stop()));
+    let deaths = workers.iter().flat_map(|w| w.deaths.iter().map(move |words| format!("{}: {words}", w.name))).collect();
+    let known = workers.iter().flat_map(|w| w.known.iter().map(move |(reason, n)| (format!("{} {reason}", w.name), *n))).collect();
+    let dir = workers[0].dir.clone();
+    // What MQTT delivers again may come until the very end, so that its last account is compared. That of a group's member also
+    // has the partitions of those that ended before it.
+    let [ledger, ..] = workers.map(|worker| drained(&worker.stop()));
     let disk = field.disk.is_some();
-    let mqtt = oracle::check_mqtt(&field, &dirs[0], start_ms, sent, &ledgers[0]);
-    let kafka = oracle::check_kafka(&field, &dirs[1], start_ms, each, &ledgers[1]);
-    let deduplicated = ledgers[0]["deduplicated"].as_u64().unwrap_or_default();
+    let mqtt = oracle::check_mqtt(&field, &dir, start_ms, sent, &ledger);
+    let kafka = oracle::check_kafka(&field, start_ms, each, &group);
+    let deduplicated = ledger["deduplicated"].as_u64().unwrap_or_default();
     Run { seed, seconds, disk, tally, mqtt, kafka, sent_again: sent.again, deduplicated, deaths, known }
 }
 
-/// Waits until the account balances and the metric says so.
+/// Waits until the metric says that the account balances.
 fn in_balance(worker: &mut Worker) {
-    worker.until("a balanced ledger", TO_THE_END, |ledger| ledger["balanced"] == true);
     let metric = format!("fieldstream_ledger_imbalance{{pipeline=\"{}\"}} 0", worker.pipeline);
     eventually(&metric, || worker.get("/metrics")?.lines().any(|line| line == metric).then_some(()));
 }
@@ -132,6 +136,6 @@ fn drained(ended: &Ended) -> Value {
     let damaged: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("damaged")).take(10).collect();
     assert!(damaged.is_empty(), "something was found damaged: {damaged:#?}");
     let ledger = ended.account()["ledger"].clone();
-    assert_eq!((&ledger["balanced"], &ledger["in_flight"]), (&Value::Bool(true), &Value::from(0)), "{ledger}");
+    assert_eq!(ledger["balanced"], true, "{ledger}");
     ledger
 }

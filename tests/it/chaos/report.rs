@@ -73,7 +73,7 @@ impl Run {
         );
         let _ = write!(
             out,
-            "**{} SIGKILLs of workers** ({} of them within another fault). From a kill until new rows were settled: median {median:.2} s, \
+            "**{} SIGKILLs of workers** ({} of them within another fault). From a kill until every partition had handled more than before: median {median:.2} s, \
              worst {worst:.2} s.\n\n",
             tally.kills, tally.kills_within
         );
@@ -95,7 +95,7 @@ impl Run {
             "\nThe fleet on MQTT sent {} messages more than once; {} readings were deduplicated.\n\n",
             self.sent_again, self.deduplicated
         );
-        out += "Seconds until new rows were settled, of each worker, from the end of the fault (of a kill: from the kill):\n\n";
+        out += "Seconds until every partition of a pipeline had handled more than before, from the end of the fault (of a kill: from the kill):\n\n";
         out += "| fault | times | median s | worst s |\n|---|---|---|---|\n";
         for (name, times) in &tally.faults {
             let (median, worst) = middle_and_worst(tally.recovery.get(name).map_or(&[], Vec::as_slice));

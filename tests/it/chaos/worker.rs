@@ -1,6 +1,7 @@
 //! A worker process and who starts it again.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ const START: Duration = Duration::from_secs(10);
 
 /// A process that runs one pipeline.
 pub(crate) struct Worker {
+    pub(crate) name: &'static str,
     pub(crate) pipeline: &'static str,
     file: PathBuf,
     /// Where it works and keeps its state.
@@ -26,9 +28,8 @@ pub(crate) struct Worker {
     variables: Vec<(&'static str, String)>,
     node: Option<Node>,
     started: Instant,
-    down_since: Instant,
-    /// The highest count of settled readings seen.
-    settled: u64,
+    /// When it is to be started, if it does not run.
+    start_at: Instant,
     /// Why it ended without being told to.
     pub(crate) deaths: Vec<String>,
     /// Ends for reasons that are known and written down, after which it is started again.
@@ -36,27 +37,31 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(field: &Field, pipeline: &'static str, text: &str) -> Self {
-        let (dir, logs) = (field.dir.join("disk").join(pipeline), field.dir.join("logs").join(pipeline));
+    /// Starts the only worker of a pipeline.
+    pub(crate) fn alone(field: &Field, pipeline: &'static str, text: &str) -> Self {
+        Self::start_as(field, pipeline, pipeline, text)
+    }
+
+    /// Starts a worker that shares a pipeline: it has a data directory of its own, but for the checkpoints.
+    pub(crate) fn of_group(field: &Field, name: &'static str, pipeline: &'static str, text: &str) -> Self {
+        let (checkpoints, data) = (field.shared().join("checkpoints"), field.dir.join("disk").join(name).join("state"));
+        std::fs::create_dir_all(&checkpoints).expect("a directory");
+        std::fs::create_dir_all(&data).expect("a directory");
+        symlink(&checkpoints, data.join("state")).expect("a link");
+        Self::start_as(field, name, pipeline, text)
+    }
+
+    fn start_as(field: &Field, name: &'static str, pipeline: &'static str, text: &str) -> Self {
+        let (dir, logs) = (field.dir.join("disk").join(name), field.dir.join("logs").join(name));
         std::fs::create_dir_all(&dir).expect("a directory");
         std::fs::create_dir_all(&logs).expect("a directory");
         let file = logs.join("pipeline.yaml");
         std::fs::write(&file, text).expect("a file");
-        let variables = field.variables();
-        let (now, deaths) = (Instant::now(), Vec::new());
-        let mut worker = Self {
-            pipeline,
-            file,
-            dir,
-            logs,
-            variables,
-            node: None,
-            started: now,
-            down_since: now,
-            settled: 0,
-            deaths,
-            known: BTreeMap::new(),
-        };
+        let mut variables = field.variables();
+        variables.push(("CHAOS_INSTANCE", name.to_owned()));
+        variables.push(("CHAOS_LETTERS", field.shared().join("dead-letters.ndjson").display().to_string()));
+        let (now, deaths, known) = (Instant::now(), Vec::new(), BTreeMap::new());
+        let mut worker = Self { name, pipeline, file, dir, logs, variables, node: None, started: now, start_at: now, deaths, known };
         worker.start();
         worker
     }
@@ -68,12 +73,13 @@ impl Worker {
         self.node = Some(Node::start_logging(command, self.pipeline, &self.dir, &self.logs));
     }
 
-    /// SIGKILL, and a start at once.
-    pub(crate) fn kill(&mut self) {
+    /// SIGKILL, and a start after `pause`, by [`Self::tend`].
+    pub(crate) fn kill(&mut self, pause: Duration) {
         if let Some(node) = self.node.take() {
             node.kill();
         }
-        self.start();
+        self.start_at = Instant::now() + pause;
+        self.tend();
     }
 
     /// SIGTERM, and a start when it has ended. A drain may take longer than it is allowed while a service is away; it says so.
@@ -110,48 +116,35 @@ impl Worker {
             if let Some(reason) = known {
                 *self.known.entry(reason).or_default() += 1;
             } else {
-                eprintln!("chaos: {} has ended by itself: {words}", self.pipeline);
+                eprintln!("chaos: {} has ended by itself: {words}", self.name);
                 self.deaths.push(words);
             }
-            self.down_since = Instant::now();
+            self.start_at = Instant::now() + RESTART;
         }
-        if self.node.is_none() && self.down_since.elapsed() >= RESTART {
+        if self.node.is_none() && Instant::now() >= self.start_at {
             self.start();
         }
     }
 
     /// Its account, while it answers.
-    pub(crate) fn ledger(&mut self) -> Option<Value> {
-        let ledger = self.node.as_ref()?.ledger()?;
-        self.settled = self.settled.max(ledger["settled"].as_u64().unwrap_or_default());
-        Some(ledger)
+    pub(crate) fn ledger(&self) -> Option<Value> {
+        self.node.as_ref()?.ledger()
+    }
+
+    /// First offset that is not handled yet, by partition that it has; nothing while it does not answer.
+    pub(crate) fn reached(&self) -> Vec<(u32, u64)> {
+        let text = self.get(&format!("/v1/pipelines/{}/status", self.pipeline)).unwrap_or_default();
+        let status: Value = serde_json::from_str(&text).unwrap_or_default();
+        let place = |partition: &Value| {
+            let number = u32::try_from(partition["partition"].as_u64()?).ok()?;
+            Some((number, partition["complete_to"]["next_offset"].as_u64()?))
+        };
+        status["partitions"].as_array().into_iter().flatten().filter_map(place).collect()
     }
 
     /// A body of its admin server, while it answers.
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         self.node.as_ref()?.get(path)
-    }
-
-    /// The highest count of settled readings seen so far.
-    pub(crate) fn settled(&self) -> u64 {
-        self.settled
-    }
-
-    /// Waits until its account is as wanted.
-    pub(crate) fn until(&mut self, what: &str, patience: Duration, wanted: impl Fn(&Value) -> bool) {
-        let deadline = Instant::now() + patience;
-        let mut last = Value::Null;
-        loop {
-            self.tend();
-            if let Some(ledger) = self.ledger() {
-                if wanted(&ledger) {
-                    return;
-                }
-                last = ledger;
-            }
-            assert!(Instant::now() < deadline, "{}: waiting for {what}, the last account was {last}", self.pipeline);
-            std::thread::park_timeout(Duration::from_millis(50));
-        }
     }
 
     /// Waits until it is about to write a file of its checkpoints.
@@ -176,4 +169,23 @@ fn last_words(stderr: &str) -> String {
     let mut lines: Vec<&str> = stderr.lines().rev().filter(|line| !line.trim().is_empty()).take(2).collect();
     lines.reverse();
     lines.join(" / ")
+}
+
+/// Waits until the accounts of `workers` are as wanted together; gives them.
+pub(crate) fn until(workers: &mut [Worker], what: &str, patience: Duration, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    let deadline = Instant::now() + patience;
+    loop {
+        workers.iter_mut().for_each(Worker::tend);
+        let ledgers: Vec<Value> = workers.iter().filter_map(Worker::ledger).collect();
+        if ledgers.len() == workers.len() && wanted(&ledgers) {
+            return ledgers;
+        }
+        assert!(Instant::now() < deadline, "waiting for {what}, the last accounts were {ledgers:?}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+/// The sum of a count over accounts.
+pub(crate) fn sum(ledgers: &[Value], pointer: &str) -> u64 {
+    ledgers.iter().filter_map(|ledger| ledger.pointer(pointer)?.as_u64()).sum()
 }
