@@ -75,8 +75,8 @@ impl Job {
         let plain = |line: &str| {
             let mut row: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{name}: {line}: {e}"));
             if let Some(row) = row.as_object_mut() {
-                row.remove("id");
-                row.remove("alert_id");
+                // Made of the log's id; and a refused row, as JSON, says when it came.
+                ["id", "alert_id", "payload_base64", "payload"].iter().for_each(|name| drop(row.remove(*name)));
             }
             row.to_string()
         };
@@ -141,7 +141,7 @@ fn what_did_not_change_has_not_noticed_several_reloads_under_load() {
     assert_eq!((&ledger["received"], &ledger["in_flight"], &ledger["balanced"]), (&json!(READINGS), &json!(0), &json!(true)), "{ledger}");
     for name in ["minutes.ndjson", "alerts.ndjson", "dead.ndjson"] {
         let (was, is) = (undisturbed.rows(name), job.rows(name));
-        assert!(name == "dead.ndjson" || was.len() > 100, "{name} has rows to compare: {}", was.len());
+        assert!(name == "dead.ndjson" || was.len() > 20, "{name} has rows to compare: {}", was.len());
         assert_eq!(was.len(), is.len(), "{name}");
         assert!(was == is, "{name} differs");
     }
