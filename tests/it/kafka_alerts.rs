@@ -116,9 +116,15 @@ impl Rig {
 
     fn check(&self, node: &mut Node) {
         let good = self.good.len() as u64;
-        // While it replays, what its sinks have already is settled before they have counted it.
-        node.until("all rows delivered", |l| l["delivered"]["history"].as_u64() >= Some(good));
-        let ledger = node.until_settled(self.produced());
+        // In one look: while it replays, also after the group has taken its partitions away and given them back, what its sinks have
+        // already is settled before they have counted it.
+        let ledger = node.until("all rows delivered and settled", |l| {
+            l["received"].as_u64() >= Some(self.produced())
+                && l["delivered"]["history"].as_u64() >= Some(good)
+                && l["in_flight"] == 0
+                && l["balanced"] == true
+        });
+        assert_eq!(ledger["received"], self.produced(), "{ledger}");
         assert_eq!(ledger["settled"], good, "{ledger}");
         assert_eq!(ledger["dead_lettered"]["parse"], self.malformed.len(), "{ledger}");
         assert_eq!(ledger["dead_lettered"]["range"], self.refused.len(), "{ledger}");
