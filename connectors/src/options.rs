@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fieldstream_engine_api::{Built, ConfigError};
+use fieldstream_schemas::Size;
 use fieldstream_schemas::time::parse_duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -33,22 +34,8 @@ pub(crate) fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, 
 /// A number of bytes, written `512`, `64KiB`, `16MiB` or `1GiB`. For `#[serde(deserialize_with)]`.
 pub(crate) fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     let value = Value::deserialize(input)?;
-    let bytes = value.as_u64().or_else(|| parse_size(value.as_str()?));
+    let bytes = value.as_u64().or_else(|| Size::parse(value.as_str()?.trim()).map(|size| size.0 as u64));
     bytes.ok_or_else(|| serde::de::Error::custom(format!("`{value}` is no size; write 512, 64KiB, 16MiB or 1GiB")))
-}
-
-fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 #[cfg(test)]
