@@ -4,6 +4,7 @@
 //! taskset -c 1 cargo bench --bench ratios                          # everything that needs no other program
 //! taskset -c 1 cargo bench --bench ratios -- reference DIR         # the reference job over DIR/p*.ndjson
 //! taskset -c 1 cargo bench --bench ratios -- operators devices
+//! taskset -c 1 cargo bench --bench ratios -- operators only=ewma
 //! taskset -c 1 cargo bench --bench ratios -- commands DIR FAST BIN # whole programs: `FAST full-sonic DIR 1`, `BIN run ...`
 //! ```
 #![allow(clippy::print_stdout)] // a bench's table belongs on stdout
@@ -47,6 +48,6 @@ fn main() {
         reference::run(folder.as_deref());
     }
     if all || asked("operators").is_some() {
-        operators::run();
+        operators::run(arguments.iter().find_map(|argument| argument.strip_prefix("only=")).unwrap_or(""));
     }
 }

@@ -111,13 +111,13 @@ fn measure(pair: &Pair, fleet: &Fleet, series: usize) -> Rounds {
     rounds
 }
 
-/// Prints a line for each operator and size.
-pub(crate) fn run() {
+/// Prints a line for each operator whose name begins with `prefix`, and each size.
+pub(crate) fn run(prefix: &str) {
     println!("\noperators, batches of {BATCH} rows, nanoseconds of CPU a row, {ROUNDS} rounds");
     println!("{:<34}{TITLES}", "");
     for series in [1000, 1_000_000] {
         let fleet = Fleet::new(series);
-        for pair in pairs() {
+        for pair in pairs().into_iter().filter(|pair| pair.name.starts_with(prefix)) {
             let rounds = measure(&pair, &fleet, series);
             println!("{:<22}{series:>9} se{rounds}  bar 0.60 {}", pair.name, verdict(rounds.ratio() >= 0.6));
         }

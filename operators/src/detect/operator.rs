@@ -43,12 +43,18 @@ struct Columns<'a> {
     values: Float64Array,
     /// Rows to judge; `None` for all.
     judged: Option<BooleanArray>,
+    /// True when every row has a value and a time, and is to be judged.
+    plain: bool,
 }
 
 impl Columns<'_> {
-    /// True when there is a number to judge in `row`.
-    fn has(&self, row: usize) -> bool {
-        self.judged.as_ref().is_none_or(|mask| mask.value(row)) && self.values.is_valid(row) && self.ts.is_valid(row)
+    /// True when there is a number that the method can judge in `row`.
+    fn has<M: Method>(&self, row: usize) -> bool {
+        let value = self.values.value(row);
+        self.judged.as_ref().is_none_or(|mask| mask.value(row))
+            && self.values.is_valid(row)
+            && self.ts.is_valid(row)
+            && (value.is_finite() || !M::FINITE && !value.is_nan())
     }
 }
 
@@ -76,69 +82,81 @@ impl<M: Method> Detect<M> {
         }
         let ts = batch.rows.column(self.ts).as_primitive_opt::<TimestampMicrosecondType>()?;
         let values = values.as_primitive_opt::<Float64Type>()?.clone();
-        Some((Columns { ts, values, judged }, refused))
+        let plain = values.null_count() == 0 && ts.null_count() == 0 && judged.is_none();
+        Some((Columns { ts, values, judged, plain }, refused))
     }
 
     fn judge_all(&mut self, batch: &KeyedBatch, columns: &Columns<'_>, slots: &SlotDirectory) {
         let own = if self.space == Space::Series { &batch.keys.series } else { &batch.keys.device };
-        let plain = columns.values.null_count() == 0 && columns.ts.null_count() == 0 && columns.judged.is_none();
         for first in (0..batch.len()).step_by(STRETCH) {
             let rows = first..batch.len().min(first + STRETCH);
-            if !self.nothing_in(&columns.values.values()[rows.clone()], &own[rows.clone()]) {
-                self.judge_rows(batch, rows, columns, own, plain, slots);
+            let values = &columns.values.values()[rows.clone()];
+            let quiet = self.all_quiet(&own[rows.clone()]);
+            if !(quiet && self.method.all_normal(values)) {
+                self.judge_rows(batch, rows, columns, own, quiet, slots);
             }
         }
     }
 
-    /// True when all values are normal and no episode is under way, so that no row needs to be looked at by itself.
+    /// True when no episode of these slots is under way, so that normal values tell nothing.
     #[inline(always)]
-    fn nothing_in(&self, values: &[f64], own: &[u32]) -> bool {
-        self.method.all_normal(values)
-            && match &self.telling {
-                Telling::Rows => true,
-                Telling::Episodes { state, .. } => state.all(own, |episode| episode.phase == Phase::Quiet),
-            }
+    fn all_quiet(&self, own: &[u32]) -> bool {
+        match &self.telling {
+            Telling::Rows => true,
+            Telling::Episodes { state, .. } => state.all(own, |episode| episode.phase == Phase::Quiet),
+        }
     }
 
-    #[inline(always)]
-    fn judge_rows(
+    /// Judges a stretch of rows: first as far as there is nothing to tell, then each by itself.
+    fn judge_rows(&mut self, batch: &KeyedBatch, rows: Range<usize>, columns: &Columns<'_>, own: &[u32], quiet: bool, slots: &SlotDirectory) {
+        if let (Telling::Episodes { state, .. }, Some(next)) = (&self.telling, own.get(rows.end..)) {
+            next.iter().take(STRETCH).for_each(|later| state.prefetch(*later));
+        }
+        let (values, times) = (columns.values.values(), columns.ts.values());
+        let plain = columns.plain && values[rows.clone()].iter().fold(true, |all, value| all & value.is_finite());
+        let mut row = rows.start;
+        if quiet && plain {
+            let Some((first, verdict)) = first_told(&mut self.method, rows.clone(), own, times, values) else { return };
+            self.told(batch, first, Some(verdict), (values[first], times[first], own[first]), slots);
+            row = first + 1;
+        }
+        for row in row..rows.end {
+            if plain || columns.has::<M>(row) {
+                let (value, ts, slot) = (values[row], times[row], own[row]);
+                let verdict = self.method.judge(slot, ts, value);
+                self.told(batch, row, verdict, (value, ts, slot), slots);
+            }
+        }
+    }
+
+    /// Follows a judgement, and tells what is to be told of it.
+    #[inline]
+    fn told(
         &mut self,
         batch: &KeyedBatch,
-        rows: Range<usize>,
-        columns: &Columns<'_>,
-        own: &[u32],
-        plain: bool,
+        row: usize,
+        verdict: Option<Verdict>,
+        (value, ts, slot): (f64, i64, u32),
         slots: &SlotDirectory,
     ) {
-        let (values, times) = (&columns.values.values()[rows.clone()], &columns.ts.values()[rows.clone()]);
-        for (((row, value), ts), slot) in rows.clone().zip(values).zip(times).zip(&own[rows]) {
-            if let Some(later) = own.get(row + AHEAD) {
-                self.method.prefetch(*later);
-                if let Telling::Episodes { state, .. } = &self.telling {
-                    state.prefetch(*later);
-                }
-            }
-            if !value.is_finite() && (M::FINITE || value.is_nan()) {
-                continue;
-            }
-            if !plain && !columns.has(row) {
-                continue;
-            }
-            let verdict = self.method.judge(*slot, *ts, *value);
-            let (state, raised_ts) = match &mut self.telling {
-                Telling::Rows if verdict.is_some_and(|verdict| matches!(verdict.level, Level::Bad | Level::Shifted)) => ("row", None),
-                Telling::Rows => continue,
-                Telling::Episodes { delays, state } => {
-                    let episode = state.at(*slot);
-                    if episode.phase == Phase::Quiet && verdict.is_none_or(|verdict| verdict.level != Level::Bad) {
-                        continue;
-                    }
-                    let Some(told) = episode.step(*delays, &verdict.unwrap_or(Verdict::NORMAL), *ts) else { continue };
-                    (told.state, Some(told.raised_ts))
-                }
-            };
+        if let Some((state, raised_ts)) = self.follow(slot, ts, verdict.as_ref()) {
             let verdict = verdict.unwrap_or(Verdict::NORMAL);
-            self.tell(batch, row, &verdict, (state, raised_ts), (*value, *ts, *slot), slots);
+            self.tell(batch, row, &verdict, (state, raised_ts), (value, ts, slot), slots);
+        }
+    }
+
+    /// What is to be told of a judgement, and since when that has been so.
+    fn follow(&mut self, slot: u32, ts: i64, verdict: Option<&Verdict>) -> Option<(&'static str, Option<i64>)> {
+        match &mut self.telling {
+            Telling::Rows => verdict.is_some_and(|verdict| matches!(verdict.level, Level::Bad | Level::Shifted)).then_some(("row", None)),
+            Telling::Episodes { delays, state } => {
+                let episode = state.at(slot);
+                if episode.phase == Phase::Quiet && verdict.is_none_or(|verdict| verdict.level != Level::Bad) {
+                    return None;
+                }
+                let told = episode.step(*delays, verdict.unwrap_or(&Verdict::NORMAL), ts)?;
+                Some((told.state, Some(told.raised_ts)))
+            }
         }
     }
 
@@ -156,6 +174,22 @@ impl<M: Method> Detect<M> {
         let rows = Some((&batch.rows, row));
         self.alerts.push(&Event { state, ts, raised_ts, value, verdict: *verdict, rows, slot, device, position, index: 0 }, slots);
     }
+}
+
+/// Judges rows until one that is not normal. A function of its own, so that what the loop needs stays in registers.
+#[inline(never)]
+fn first_told<M: Method>(method: &mut M, rows: Range<usize>, own: &[u32], times: &[i64], values: &[f64]) -> Option<(usize, Verdict)> {
+    let ahead = own.get(rows.start + AHEAD..).unwrap_or_default();
+    let (first, own, times, values) = (rows.start, &own[rows.clone()], &times[rows.clone()], &values[rows]);
+    for (at, ((slot, ts), value)) in own.iter().zip(times).zip(values).enumerate() {
+        if let Some(later) = ahead.get(at) {
+            method.prefetch(*later);
+        }
+        if let Some(verdict) = method.judge(*slot, *ts, *value) {
+            return Some((first + at, verdict));
+        }
+    }
+    None
 }
 
 impl<M: Method> Operator for Detect<M> {

@@ -6,8 +6,9 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt32Type};
 use fieldstream_engine_api::{KeyedState, Space, StateError, prefetch};
 
-/// One device's clock.
+/// One device's clock. Aligned so that it lies in one cache line.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(align(16))]
 pub(super) struct Clock {
     /// Highest event time seen minus the bound of disorder; never goes backwards. `i64::MIN` before the first row.
     pub(super) now: i64,
