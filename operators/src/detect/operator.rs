@@ -108,7 +108,15 @@ impl<M: Method> Detect<M> {
     }
 
     /// Judges a stretch of rows: first as far as there is nothing to tell, then each by itself.
-    fn judge_rows(&mut self, batch: &KeyedBatch, rows: Range<usize>, columns: &Columns<'_>, own: &[u32], quiet: bool, slots: &SlotDirectory) {
+    fn judge_rows(
+        &mut self,
+        batch: &KeyedBatch,
+        rows: Range<usize>,
+        columns: &Columns<'_>,
+        own: &[u32],
+        quiet: bool,
+        slots: &SlotDirectory,
+    ) {
         if let (Telling::Episodes { state, .. }, Some(next)) = (&self.telling, own.get(rows.end..)) {
             next.iter().take(STRETCH).for_each(|later| state.prefetch(*later));
         }
