@@ -47,7 +47,7 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream-checkpoint",
-        uses: &["arrow", "async-trait", "bytes", "crc32fast", "fieldstream-engine-api", "fieldstream-schemas", "futures", "object_store", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"],
+        uses: &["arrow", "async-trait", "bytes", "crc32fast", "fieldstream-engine-api", "fieldstream-schemas", "futures", "object_store", "serde", "serde_json", "thiserror", "tokio", "tracing", "url", "uuid"],
         tests_use: &["proptest", "tempfile"],
         why: "a pure protocol and its store: no clock, no Kafka, no actix, no operators",
     },
