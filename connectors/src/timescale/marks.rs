@@ -6,7 +6,9 @@ use fieldstream_engine_api::{Generation, Mark, PartitionKey};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
+use super::errors::code;
 use super::options::quote;
+use super::store::run;
 
 /// A durable mark with the counts that belong to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,12 @@ pub(crate) struct Marks {
     /// Name of the sink.
     pub(crate) sink: String,
 }
+
+/// How long the transaction of a partition's owner may go on when somebody takes the partition over.
+const PATIENCE: &str = "3s";
+
+/// SQLSTATE of a lock that was not to be had in time.
+const LOCKED: &str = "55P03";
 
 const FIELDS: &str = "generation, next_offset, next_decision, delivered, refused";
 
@@ -74,8 +82,40 @@ impl Marks {
         )
     }
 
-    /// Takes a partition unless a higher generation has it, after any transaction of its owner has ended.
+    /// Takes a partition unless a higher generation has it, after any transaction of its owner has ended. An owner that is frozen, or
+    /// cut off, in the middle of one would keep everybody waiting until the server gives its connection up, so it is ended.
     pub(crate) async fn take(
+        &self,
+        conn: &mut PgConnection,
+        key: &PartitionKey,
+        generation: Generation,
+    ) -> Result<Option<Stored>, sqlx::Error> {
+        run(conn, format!("SET lock_timeout = '{PATIENCE}'")).await?;
+        let mut taken = self.claim(conn, key, generation).await;
+        if taken.as_ref().is_err_and(|error| code(error).as_deref() == Some(LOCKED)) && self.end_holder(conn, key, generation).await? {
+            taken = self.claim(conn, key, generation).await;
+        }
+        run(conn, "RESET lock_timeout").await?;
+        taken
+    }
+
+    /// Ends the connection of an earlier owner that holds a mark. Rows locked by one transaction carry its number.
+    async fn end_holder(&self, conn: &mut PgConnection, key: &PartitionKey, generation: Generation) -> Result<bool, sqlx::Error> {
+        let sql = format!(
+            "SELECT pg_terminate_backend(a.pid) FROM {} m JOIN pg_locks l ON l.locktype = 'transactionid' AND l.granted AND l.transactionid = m.xmax \
+             JOIN pg_stat_activity a ON a.pid = l.pid WHERE m.pipeline = $1 AND m.sink = $2 AND m.log_id = $3 AND m.partition = $4 \
+             AND m.generation < $5 AND a.application_name = current_setting('application_name') AND a.usename = current_user",
+            self.table()
+        );
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(&*key.pipeline).bind(&self.sink).bind(&*key.log_id.0);
+        let ended = query.bind(i64::from(key.partition)).bind(signed(generation.0)).fetch_optional(conn).await?.is_some();
+        if ended {
+            tracing::warn!(partition = %key, "its owner before held the mark for more than {PATIENCE}: that connection was ended");
+        }
+        Ok(ended)
+    }
+
+    async fn claim(
         &self,
         conn: &mut PgConnection,
         key: &PartitionKey,

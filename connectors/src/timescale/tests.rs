@@ -187,6 +187,22 @@ async fn a_stale_generation_is_fenced_and_stores_nothing() {
 }
 
 #[tokio::test]
+async fn an_owner_frozen_in_mid_transaction_does_not_hold_up_its_successor() {
+    let Some(mut frozen) = Server::new().await else { return };
+    let (mut old, mut new) = (frozen.sink(&json!({})), frozen.sink(&json!({})));
+    old.open(&key(0), Generation(1)).await.expect("open");
+    old.commit(&[batch(0, &[row(T, 1.0)], 5)]).await.expect("commit");
+    // What a stopped process leaves: a transaction that nobody ends, with the mark locked.
+    frozen.run("SET application_name = 'fieldstream'; BEGIN; SELECT partition::text FROM fieldstream_marks FOR UPDATE").await;
+    let begun = std::time::Instant::now();
+    assert_eq!(new.open(&key(0), Generation(2)).await.expect("open").map(|c| c.mark), Some(mark(5)));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let thawed = sqlx::raw_sql("COMMIT").execute(&mut frozen.conn).await;
+    assert!(thawed.is_err(), "its connection was ended");
+    new.commit(&[batch(0, &[row(T, 2.0)], 9)]).await.expect("commit");
+}
+
+#[tokio::test]
 async fn refused_rows_are_set_aside_and_the_rest_is_stored() {
     let Some(mut server) = Server::new().await else { return };
     let mut sink = server.sink(&json!({}));

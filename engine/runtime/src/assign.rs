@@ -10,6 +10,7 @@ use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, 
 use tokio::sync::oneshot;
 
 use crate::error::PipelineError;
+use crate::gap::Wanted;
 use crate::ledger::Totals;
 use crate::partition::Partition;
 use crate::pipeline::Coordinator;
@@ -134,7 +135,8 @@ impl Coordinator<'_> {
         }
         let start = hosted.complete_to();
         let furthest = self.check_end(&mut assignment, start, &marks).await?;
-        let mut decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, other_logs).await?;
+        let wanted = Wanted::new(&restored, start, &marks, other_logs);
+        let mut decisions = self.adopt(&store, claim.generation, &restored, &assignment, start, wanted).await?;
         if let Some(plan) = self.plan_change(&restored, &decisions, start, &lost) {
             store.append_decision(claim.generation, start.next_decision + decisions.len() as u64, &plan).await?;
             decisions.push(plan);

@@ -8,6 +8,23 @@ use crate::error::PipelineError;
 use crate::pipeline::Coordinator;
 use crate::queue::Work;
 
+/// What the partition needs of its log, or had in others.
+pub(crate) struct Wanted {
+    /// The first offset whose output or state is not safe elsewhere.
+    from: u64,
+    /// Logs that the pipeline has state for instead.
+    other_logs: Vec<String>,
+}
+
+impl Wanted {
+    /// Without a checkpoint all that is left is what sinks have: whatever none of them lacks is safe, if without its state.
+    pub(crate) fn new(restored: &Restored, start: Mark, marks: &[Option<Committed>], other_logs: Vec<String>) -> Self {
+        let stored = marks.iter().flatten().map(|committed| committed.mark.next_offset).min();
+        let stored = stored.filter(|_| restored.checkpoint.is_none());
+        Self { from: stored.map_or(start.next_offset, |stored| stored.min(start.next_offset)), other_logs }
+    }
+}
+
 impl Coordinator<'_> {
     /// Logs that the pipeline has state for, when this one is none of them.
     ///
@@ -81,11 +98,11 @@ impl Coordinator<'_> {
         restored: &Restored,
         assignment: &Assignment,
         start: Mark,
-        other_logs: Vec<String>,
+        wanted: Wanted,
     ) -> Result<Vec<Decision>, PipelineError> {
         let mut decisions = store.decisions_from(start.next_decision).await?;
         let accepted = restored.accept_gap || self.engine.options.accept_gap;
-        let gap = gap(assignment, start, &decisions, other_logs, accepted)?;
+        let gap = gap(assignment, wanted, &decisions, accepted)?;
         let decided = start.next_decision + decisions.len() as u64;
         store.adopt(generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
         if let Some(gap) = gap {
@@ -109,12 +126,11 @@ impl Coordinator<'_> {
 /// [`LogError::Truncated`] when something does, and it may not be given up.
 fn gap(
     assignment: &Assignment,
-    start: Mark,
+    wanted: Wanted,
     decisions: &[Decision],
-    other_logs: Vec<String>,
     accepted: bool,
 ) -> Result<Option<Gap>, PipelineError> {
-    let (from, to) = (start.next_offset, assignment.first_offset);
+    let (from, to, other_logs) = (wanted.from, assignment.first_offset, wanted.other_logs);
     let given_up = decisions.iter().filter_map(gap_of);
     let known: u64 = given_up.map(|gap| gap.to.min(to).saturating_sub(gap.from.max(from))).sum();
     let payloads = to.saturating_sub(from).saturating_sub(known);
@@ -127,21 +143,33 @@ fn gap(
 
 #[cfg(test)]
 mod tests {
-    use fieldstream_engine_api::LogId;
+    use fieldstream_engine_api::{LogId, PartitionKey};
 
     use super::*;
 
     #[test]
     fn what_was_given_up_before_is_not_given_up_again() {
         let log = |first_offset| Assignment { partition: 0, log_id: LogId("l".into()), first_offset, end_offset: 900 };
-        let start = |next_offset| Mark { next_offset, next_decision: 0 };
-        assert_eq!(gap(&log(5), start(5), &[], Vec::new(), false).unwrap(), None);
-        assert!(gap(&log(9), start(5), &[], Vec::new(), false).is_err());
-        let first = gap(&log(9), start(5), &[], Vec::new(), true).unwrap().unwrap();
+        let from = |from| Wanted { from, other_logs: Vec::new() };
+        assert_eq!(gap(&log(5), from(5), &[], false).unwrap(), None);
+        assert!(gap(&log(9), from(5), &[], false).is_err());
+        let first = gap(&log(9), from(5), &[], true).unwrap().unwrap();
         assert_eq!((first.from, first.to, first.payloads), (5, 9, 4));
         let decided = [decisions::gap(&first)];
-        assert_eq!(gap(&log(9), start(5), &decided, Vec::new(), false).unwrap(), None, "a restart needs no second permission");
-        assert!(gap(&log(20), start(5), &decided, Vec::new(), false).is_err(), "more is gone");
-        assert_eq!(gap(&log(20), start(3), &decided, Vec::new(), true).unwrap().unwrap().payloads, 13);
+        assert_eq!(gap(&log(9), from(5), &decided, false).unwrap(), None, "a restart needs no second permission");
+        assert!(gap(&log(20), from(5), &decided, false).is_err(), "more is gone");
+        assert_eq!(gap(&log(20), from(3), &decided, true).unwrap().unwrap().payloads, 13);
+    }
+
+    #[test]
+    fn without_a_checkpoint_the_sink_that_has_least_says_where_a_gap_begins() {
+        let at = |next_offset| Mark { next_offset, next_decision: 0 };
+        let partition = PartitionKey { pipeline: "p".into(), log_id: LogId("l".into()), partition: 0 };
+        let stored = |offset| Some(Committed { partition: partition.clone(), mark: at(offset), delivered: 0, refused: 0 });
+        let none = Restored { checkpoint: None, layers: Vec::new(), kept: Vec::new(), accept_gap: false, notes: Vec::new() };
+        let wanted = |begin, marks: &[Option<Committed>]| Wanted::new(&none, at(begin), marks, Vec::new()).from;
+        assert_eq!(wanted(700, &[None, None]), 700, "nothing was ever stored: it begins where the log does");
+        assert_eq!(wanted(700, &[stored(500), None, stored(900)]), 500, "500 to 700 are nowhere");
+        assert_eq!(wanted(700, &[stored(800), stored(900)]), 700, "all that is gone is stored");
     }
 }
