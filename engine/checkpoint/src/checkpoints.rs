@@ -184,16 +184,29 @@ impl PartitionStore {
 
     async fn write_layer(&self, id: CheckpointId, tables: &Tables) -> Result<Layer, StoreError> {
         let folder = self.at("snapshots", &id.to_string());
-        let mut files = Vec::new();
+        let mut files: Vec<FileEntry> = Vec::new();
         for (content, rows) in tables.contents() {
             let name = format!("{:05}.arrow", files.len());
-            let key = folder.clone().join(name.as_str());
-            let (bytes, crc32) = self.encoded(&key, rows).await?;
-            let length = bytes.len() as u64;
-            self.objects.create(&key, bytes).await?;
-            files.push(FileEntry { name, bytes: length, crc32, rows: rows.num_rows() as u64, content });
+            match self.write_file(&folder.clone().join(name.as_str()), rows).await {
+                Ok((bytes, crc32)) => files.push(FileEntry { name, bytes, crc32, rows: rows.num_rows() as u64, content }),
+                Err(error) => {
+                    // On a full disk, one attempt after the other would leave less room. What stays all the same is pruned later.
+                    for file in files {
+                        let _ = self.objects.delete(&folder.clone().join(file.name)).await;
+                    }
+                    return Err(error);
+                }
+            }
         }
         Ok(Layer { id, files })
+    }
+
+    /// Length and CRC32 of what was written.
+    async fn write_file(&self, key: &Path, rows: &arrow::array::RecordBatch) -> Result<(u64, u32), StoreError> {
+        let (bytes, crc32) = self.encoded(key, rows).await?;
+        let length = bytes.len() as u64;
+        self.objects.create(key, bytes).await?;
+        Ok((length, crc32))
     }
 
     async fn encoded(&self, key: &Path, rows: &arrow::array::RecordBatch) -> Result<(Bytes, u32), StoreError> {

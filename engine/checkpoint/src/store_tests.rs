@@ -336,3 +336,17 @@ async fn cold_files_are_shared_by_checkpoints_verified_and_pruned_with_the_last(
     store.prune(next, 1).await.unwrap();
     assert_eq!(files(&dir, "cold"), [newest], "no kept checkpoint needs the others");
 }
+
+#[tokio::test]
+async fn a_checkpoint_that_fails_in_its_middle_leaves_nothing() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir).await;
+    let generation = owner(&store).await;
+    let id = CheckpointId { generation, number: 4 };
+    // The second file cannot be made: its name is taken.
+    let taken = store.at("snapshots", &id.to_string()).join("00001.arrow");
+    store.objects.create(&taken, Bytes::from_static(b"in the way")).await.unwrap();
+    assert!(store.write(generation, 4, &data(10, 0), &[]).await.is_err());
+    let left = files(&dir, "snapshots");
+    assert_eq!(left.len(), 1, "a full disk gets no fuller by trying, and what others made stays: {left:?}");
+}

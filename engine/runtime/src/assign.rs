@@ -41,6 +41,8 @@ pub(crate) struct Owned {
     pub(crate) retake: bool,
     /// When it was claimed, on the monotonic clock.
     pub(crate) claimed: std::time::Duration,
+    /// When it was last looked through for what can go.
+    pub(crate) pruned: std::time::Duration,
     pub(crate) acknowledge: Option<u64>,
     /// What turns will have reached when the queue is empty.
     pub(crate) enqueued: Mark,
@@ -79,6 +81,7 @@ impl Owned {
             layers: Vec::new(),
             retake: false,
             claimed: Duration::ZERO,
+            pruned: Duration::ZERO,
             acknowledge: None,
             enqueued: Mark::default(),
             next_decision: 0,

@@ -1,5 +1,7 @@
 //! The coordinator's effects for the checkpoint protocol: it asks [`Progress`](fieldstream_checkpoint::Progress) and does as told.
 
+use std::time::Duration;
+
 use fieldstream_checkpoint::{Action, CheckpointData, CheckpointId, Fact, Layer, PartitionStore, PendingCheckpoint, StoreError};
 use fieldstream_engine_api::{Generation, Mark};
 
@@ -11,6 +13,9 @@ use crate::snapshot::SnapshotKind;
 
 /// The part of the node that has trouble when checkpoints cannot be stored.
 const CHECKPOINTS: &str = "checkpoints";
+
+/// A full store is looked through for what can go at most so often.
+const ROOM_AGAIN: Duration = Duration::from_secs(2);
 
 impl Coordinator<'_> {
     /// Tells every partition's protocol a fact.
@@ -71,22 +76,35 @@ impl Coordinator<'_> {
             }
             // An owner that was overtaken may still be reading what would go; the next checkpoint prunes as well.
             Action::Prune { .. } if self.engine.clock.monotonic().saturating_sub(owned.claimed) < self.engine.options.prune_grace => {}
-            Action::Prune { keep } => {
-                let pipeline = self.spec.name.clone();
-                self.prunes.retain(|(_, prune)| !prune.is_finished());
-                // Two at once would each look for what the other has deleted. What is left now goes after the next checkpoint.
-                if self.prunes.iter().any(|(own, _)| *own == partition) {
-                    return;
-                }
-                let prune = tokio::spawn(async move {
-                    if let Err(error) = store.prune(generation, keep).await {
-                        tracing::warn!(%pipeline, partition, "old checkpoints could not be deleted: {error}");
-                    }
-                });
-                self.prunes.push((partition, prune));
-            }
+            Action::Prune { keep } => self.prune(partition, keep),
             Action::Acknowledge { offset } => owned.acknowledge = Some(offset),
             Action::Drained => owned.drained = true,
+        }
+    }
+
+    fn prune(&mut self, partition: u32, keep: usize) {
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        let (store, generation, pipeline) = (owned.store.clone(), owned.generation, self.spec.name.clone());
+        owned.pruned = self.engine.clock.monotonic();
+        self.prunes.retain(|(_, prune)| !prune.is_finished());
+        // Two at once would each look for what the other has deleted. What is left now goes after the next checkpoint.
+        if self.prunes.iter().any(|(own, _)| *own == partition) {
+            return;
+        }
+        let prune = tokio::spawn(async move {
+            if let Err(error) = store.prune(generation, keep).await {
+                tracing::warn!(%pipeline, partition, "old checkpoints could not be deleted: {error}");
+            }
+        });
+        self.prunes.push((partition, prune));
+    }
+
+    /// The disk is full, and no checkpoint will be stored after which old ones go: they go now. An overtaken owner that still reads
+    /// one of them learns that it has been overtaken.
+    fn make_room(&mut self, partition: u32) {
+        let now = self.engine.clock.monotonic();
+        if self.owned.get(&partition).is_some_and(|owned| now.saturating_sub(owned.pruned) >= ROOM_AGAIN) {
+            self.prune(partition, self.spec.checkpoint.keep);
         }
     }
 
@@ -164,6 +182,9 @@ impl Coordinator<'_> {
                 // A layer that the next one would lie over cannot be read: everything is in memory still, and is written anew.
                 owned.layers.clear();
             }
+        }
+        if matches!(error, StoreError::Full { .. }) {
+            self.make_room(partition);
         }
         self.status.trouble(CHECKPOINTS, Some(format!("partition {partition}: {error}")));
         self.progress(partition, Fact::StoreFailed);
