@@ -1,6 +1,6 @@
-//! Where a forwarded record comes from, as its header says it: what a receiver needs to take each reading once.
+//! Where a forwarded record comes from, as its header says it: what a reader needs to take each reading once.
 //!
-//! A **stream** is a sequence of records whose positions ascend and which travel in order. Its name is opaque to the receiver. A sender that
+//! A **stream** is a sequence of records whose positions ascend and which travel in order. Its name is opaque to the reader. A sender that
 //! starts again repeats a stream from an earlier position, without gaps, so what is not above the highest position taken is known.
 
 use bytes::Bytes;

@@ -150,7 +150,7 @@ pub enum Origins {
     /// It is not looked at.
     #[default]
     Ignore,
-    /// What a forwarder (`delivery: exactly_once_at_receiver`) has sent before is left out and counted as deduplicated. Records
+    /// What a forwarder (`delivery: exactly_once_at_reader`) has sent before is left out and counted as deduplicated. Records
     /// that do not say it pass; where it cannot be read, the record is a dead letter with the code `origin`.
     Deduplicate,
 }
@@ -233,7 +233,7 @@ pub enum Delivery {
     AtLeastOnce,
     /// Without transactions, with where each reading comes from in a header: a `kafka` source with `origins: deduplicate` takes each
     /// once, also behind a mirror that keeps keys and headers. For readings, not for what windows and detectors make of them.
-    ExactlyOnceAtReceiver,
+    ExactlyOnceAtReader,
 }
 
 /// Options of the `kafka` sink.
@@ -258,7 +258,7 @@ pub struct SinkOptions {
     #[serde(default = "default_linger", deserialize_with = "duration")]
     #[schemars(with = "String")]
     pub(crate) linger: Duration,
-    /// `exactly_once` (default), `at_least_once` or `exactly_once_at_receiver`.
+    /// `exactly_once` (default), `at_least_once` or `exactly_once_at_reader`.
     #[serde(default)]
     pub(crate) delivery: Delivery,
     /// Compacted topic for the marks of exactly-once delivery; it is made where it is missing. Default `fieldstream-marks`.
@@ -286,7 +286,7 @@ impl SinkOptions {
     pub(crate) fn timeout(&self) -> Duration {
         let default = match self.delivery {
             Delivery::ExactlyOnce => 8,
-            Delivery::AtLeastOnce | Delivery::ExactlyOnceAtReceiver => 30,
+            Delivery::AtLeastOnce | Delivery::ExactlyOnceAtReader => 30,
         };
         self.timeout.unwrap_or(Duration::from_secs(default))
     }

@@ -1,6 +1,6 @@
-//! Records that say where they come from, so that a receiver takes each once however often they are sent.
+//! Records that say where they come from, so that a reader takes each once however often they are sent.
 //!
-//! The receiver drops what is not above the highest position it has of a stream. So a stream must arrive in the order of its positions and
+//! The reader drops what is not above the highest position it has of a stream. So a stream must arrive in the order of its positions and
 //! must never have a gap that is filled later: *rows again, never rows left out*. A stream is what one sink sends of one partition of
 //! its log, by one of its inputs, to one partition of the topic: Kafka keeps the order in there, and a mirror does that
 //! spreads the records over another number of partitions by their keys.
@@ -83,7 +83,7 @@ impl Stamp {
     }
 }
 
-/// Whether the rows of each input lie at ascending positions of their own: others would be dropped by the receiver.
+/// Whether the rows of each input lie at ascending positions of their own: others would be dropped by the reader.
 pub(crate) fn check_order(batch: &SinkBatch) -> Result<(), String> {
     let mut last: Vec<Option<Position>> = Vec::new();
     for part in &batch.rows {

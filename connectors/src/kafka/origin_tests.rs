@@ -59,17 +59,17 @@ async fn forwarder(options: Value) -> Box<dyn Sink> {
         shared: Shared::default(),
     };
     let mut options = options;
-    options["delivery"] = json!("exactly_once_at_receiver");
+    options["delivery"] = json!("exactly_once_at_reader");
     assert_eq!((SINK.check)(&options, &reading_inputs()), Ok(Guarantee::AtLeastOnce));
     let mut sink = (SINK.build)(&options, &reading_inputs(), &context).expect("options are good");
     assert_eq!(sink.open(&partition(), Generation(1)).await.expect("opened"), None, "it keeps no mark");
     sink
 }
 
-/// What a receiver takes of a topic whose partitions are spread over `partitions` others by key, as a mirror may: offsets in order of arrival.
-fn received(messages: &[OwnedMessage], partitions: usize) -> Vec<u64> {
+/// What a reader takes of a topic whose partitions are spread over `partitions` others by key, as a mirror may: offsets in order of arrival.
+fn taken(messages: &[OwnedMessage], partitions: usize) -> Vec<u64> {
     let mut highest = BTreeMap::new();
-    let mut taken = Vec::new();
+    let mut all = Vec::new();
     for message in messages {
         let value = Bytes::from(header(message, HEADER).expect("each record has a header"));
         let (place, stream) = parse(&value).expect("as it is written");
@@ -77,11 +77,11 @@ fn received(messages: &[OwnedMessage], partitions: usize) -> Vec<u64> {
         let last = highest.entry((to, stream.to_owned())).or_insert((0, 0));
         if *last == (0, 0) || place > *last {
             *last = place;
-            taken.push(place.0);
+            all.push(place.0);
         }
     }
-    taken.sort_unstable();
-    taken
+    all.sort_unstable();
+    all
 }
 
 /// How many records a topic has.
@@ -103,7 +103,7 @@ async fn each_record_names_its_stream_and_lies_where_other_producers_put_its_key
     let found = consume(&brokers, "cloud", 64);
     let first = found.iter().find(|m| header(m, HEADER).is_some_and(|h| h.starts_with("1.0@"))).expect("the first");
     assert_eq!(header(first, HEADER), Some(format!("1.0@log/0/p/cloud/field/{}", first.partition())));
-    assert_eq!(received(&found, 1), (1..65).collect::<Vec<_>>());
+    assert_eq!(taken(&found, 1), (1..65).collect::<Vec<_>>());
 
     // Another sink lets the library choose.
     let mut other = sink(&json!({ "brokers": [brokers], "topic": "alerts" })).await;
@@ -154,7 +154,7 @@ async fn what_fails_in_the_middle_is_sent_again_without_a_gap() {
     }
     let all = consume(&brokers, "cloud", records(&brokers, "cloud"));
     for partitions in [1, 3, 7] {
-        assert_eq!(received(&all, partitions), (1..next + 100).collect::<Vec<_>>(), "spread over {partitions}");
+        assert_eq!(taken(&all, partitions), (1..next + 100).collect::<Vec<_>>(), "spread over {partitions}");
     }
 }
 
@@ -177,7 +177,7 @@ async fn rows_that_are_in_no_order_are_not_sent() {
 #[test]
 fn it_takes_readings_and_no_properties_that_break_the_order() {
     let options = json!({
-        "brokers": ["k:1"], "topic": "t", "delivery": "exactly_once_at_receiver", "properties": { "retries": 3, "max.in.flight": 5 }
+        "brokers": ["k:1"], "topic": "t", "delivery": "exactly_once_at_reader", "properties": { "retries": 3, "max.in.flight": 5 }
     });
     let errors = (SINK.check)(&options, &inputs()).expect_err("wrong");
     let text: Vec<String> = errors.iter().map(ToString::to_string).collect();

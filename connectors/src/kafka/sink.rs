@@ -41,7 +41,7 @@ pub const SINK: SinkKind = SinkKind {
 fn guarantee(delivery: Delivery) -> Guarantee {
     match delivery {
         Delivery::ExactlyOnce => Guarantee::ExactlyOnce,
-        Delivery::AtLeastOnce | Delivery::ExactlyOnceAtReceiver => Guarantee::AtLeastOnce,
+        Delivery::AtLeastOnce | Delivery::ExactlyOnceAtReader => Guarantee::AtLeastOnce,
     }
 }
 
@@ -71,7 +71,7 @@ fn sink_options(value: &Value, inputs: &[SinkInput]) -> Built<SinkOptions> {
     if options.linger >= timeout {
         errors.push(ConfigError::new("/linger", "must be less than `timeout`"));
     }
-    if options.delivery == Delivery::ExactlyOnceAtReceiver {
+    if options.delivery == Delivery::ExactlyOnceAtReader {
         errors.extend(origin::check(&options, inputs));
     }
     errors.extend(check_form(form(options.envelope), inputs));
@@ -109,7 +109,7 @@ fn build(value: &Value, inputs: &[SinkInput], context: &ConnectContext) -> Built
     let names = match options.delivery {
         Delivery::ExactlyOnce => None,
         Delivery::AtLeastOnce => Some(None),
-        Delivery::ExactlyOnceAtReceiver => {
+        Delivery::ExactlyOnceAtReader => {
             origin::leave_no_gap(&mut config);
             let inputs = inputs.iter().map(|input| Arc::clone(&input.name)).collect();
             Some(Some(Names { sink: Arc::clone(&context.node), inputs }))

@@ -1,6 +1,14 @@
 //! Records in, records taken out.
 
+use std::sync::Arc;
+
+use fieldstream_checkpoint::{Checkpoint, CheckpointId};
+use fieldstream_engine_api::{Generation, LogBatch, LogId, PartitionKey, Payloads};
 use fieldstream_schemas::PayloadEntry;
+
+use crate::clock::SystemClock;
+use crate::delivery_tests::parts;
+use crate::partition::Partition;
 
 use super::*;
 
@@ -72,4 +80,38 @@ fn the_silent_are_forgotten_when_there_are_too_many() {
     let out = picture(&mut state, block(MOST as u64, &["2.0@s0", "1.0@new", "2.0@s0", "1.0@s1", "1.0@s9000"]));
     assert_eq!(out, "16384:2.0@s0 16385:1.0@new 16387:1.0@s1 | known 2 | refused \n");
     assert!(state.0.len() < MOST);
+}
+
+/// Readings with these origins, one each.
+fn readings(from: u64, origins: &[&str]) -> LogBatch {
+    let text = r#"{"deviceId":"d","sensorId":"s","timestamp":1000000,"value":1}"#;
+    let mut block = block(from, origins);
+    (block.data, block.keys) = (text.into(), None);
+    block.entries.iter_mut().for_each(|entry| (entry.start, entry.len) = (0, text.len() as u32));
+    let next_offset = from + origins.len() as u64;
+    LogBatch { partition: 0, source: "in".into(), next_offset, append_us: None, payloads: Payloads::Raw(block) }
+}
+
+#[test]
+fn a_restored_partition_knows_what_its_checkpoint_knew_and_the_account_balances() {
+    let spec = parts(&Arc::default(), 0, &[]).spec;
+    let key = PartitionKey { pipeline: "test".into(), log_id: LogId("memory".into()), partition: 0 };
+    let blank = || Partition::new(&spec, &key, 0, Arc::new(SystemClock::default())).unwrap();
+    let mut first = blank();
+    first.turn(readings(0, &["1.0@a", "2.0@a", "2.0@b", "1.0@a"])).unwrap();
+    let data = first.snapshot("plan").unwrap();
+    first.turn(readings(4, &["3.0@a", "4.0@a"])).unwrap();
+    assert_eq!((first.totals().received, first.totals().settled, first.totals().deduplicated), (6, 5, 1));
+    drop(first);
+
+    // What was taken after the checkpoint is taken again, as its rows are made again.
+    let mut second = blank();
+    second.restore(&Checkpoint { id: CheckpointId { generation: Generation(1), number: 0 }, data }, false).unwrap();
+    second.turn(readings(4, &["3.0@a", "4.0@a"])).unwrap();
+    second.turn(readings(6, &["2.0@b", "4.0@a", "5.0@a", "-", "broken"])).unwrap();
+    let totals = second.totals();
+    assert_eq!((totals.received, totals.settled, totals.deduplicated), (11, 7, 3), "{totals:?}");
+    assert_eq!(totals.dead_lettered.get(CODE_ORIGIN), Some(&1));
+    assert_eq!(totals.received, totals.accounted(), "{totals:?}");
+    assert_eq!(totals.offered, [7, 1], "rows for the sink, and a dead letter");
 }
