@@ -21,7 +21,7 @@ pub fn write(position: Position, stream: &str) -> String {
     format!("{}.{}@{stream}", position.offset, position.row)
 }
 
-/// Reads a header's value: place and stream. `None` if it is nothing that [`write`] makes, or too long.
+/// Reads a header's value: place and stream. `None` if it is nothing that [`write()`] makes, or too long.
 #[must_use]
 pub fn parse(value: &Bytes) -> Option<(Place, &str)> {
     let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= LONGEST)?;
