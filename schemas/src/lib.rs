@@ -6,6 +6,7 @@ pub mod columns;
 pub mod decode;
 pub mod encode;
 mod json_schema;
+pub mod origin;
 pub mod payload;
 pub mod position;
 pub mod quality;

@@ -42,6 +42,8 @@ pub struct PayloadBlock {
     pub keys: Option<Vec<Option<Bytes>>>,
     /// Topics, one per entry, where device or sensor may come from topic levels (MQTT).
     pub topics: Option<Vec<Arc<str>>>,
+    /// Where records say they come from, one per entry, where the source asks for it: values of [`crate::origin::HEADER`].
+    pub origins: Option<Vec<Option<Bytes>>>,
 }
 
 impl PayloadBlock {
@@ -74,12 +76,23 @@ impl PayloadBlock {
             entries: std::mem::replace(&mut self.entries, entries),
             keys: self.keys.as_mut().map(|keys| split_front(keys, count)),
             topics: self.topics.as_mut().map(|topics| split_front(topics, count)),
+            origins: self.origins.as_mut().map(|origins| split_front(origins, count)),
         })
     }
 }
 
 impl PayloadBlock {
-    /// One block with the payloads of all, in order; `None` where some have keys or topics and others not, or it grew beyond 2 GiB.
+    /// Takes out the payloads for which `keep`, of one entry each, is false. Their bytes stay in the shared allocation.
+    pub fn keep_only(&mut self, keep: &[bool]) {
+        keep_only(&mut self.entries, keep);
+        self.keys.iter_mut().for_each(|keys| keep_only(keys, keep));
+        self.topics.iter_mut().for_each(|topics| keep_only(topics, keep));
+        self.origins.iter_mut().for_each(|origins| keep_only(origins, keep));
+    }
+}
+
+impl PayloadBlock {
+    /// One block with the payloads of all, in order; `None` where some have keys, topics or origins and others not, or it grew beyond 2 GiB.
     #[must_use]
     pub fn join(blocks: &[Self]) -> Option<Self> {
         let size: usize = blocks.iter().map(|block| block.data.len()).sum();
@@ -90,26 +103,36 @@ impl PayloadBlock {
             entries: Vec::with_capacity(blocks.iter().map(|block| block.entries.len()).sum()),
             keys: first.keys.as_ref().map(|_| Vec::new()),
             topics: first.topics.as_ref().map(|_| Vec::new()),
+            origins: first.origins.as_ref().map(|_| Vec::new()),
         };
         let mut data = Vec::with_capacity(size);
         for block in blocks {
             let start = data.len() as u32;
             data.extend_from_slice(&block.data);
             joined.entries.extend(block.entries.iter().map(|entry| PayloadEntry { start: entry.start + start, ..*entry }));
-            match (&mut joined.keys, &block.keys) {
-                (Some(all), Some(keys)) => all.extend_from_slice(keys),
-                (None, None) => {}
-                _ => return None,
-            }
-            match (&mut joined.topics, &block.topics) {
-                (Some(all), Some(topics)) => all.extend_from_slice(topics),
-                (None, None) => {}
-                _ => return None,
-            }
+            append(&mut joined.keys, block.keys.as_ref())?;
+            append(&mut joined.topics, block.topics.as_ref())?;
+            append(&mut joined.origins, block.origins.as_ref())?;
         }
         joined.data = data.into();
         Some(joined)
     }
+}
+
+/// Leaves only the items that `keep`, of the same length, says.
+fn keep_only<T>(items: &mut Vec<T>, keep: &[bool]) {
+    let mut keep = keep.iter();
+    items.retain(|_| keep.next().copied().unwrap_or(true));
+}
+
+/// Appends what goes with each entry; `None` where only one side has it.
+fn append<T: Clone>(all: &mut Option<Vec<T>>, more: Option<&Vec<T>>) -> Option<()> {
+    match (all, more) {
+        (Some(all), Some(more)) => all.extend_from_slice(more),
+        (None, None) => {}
+        _ => return None,
+    }
+    Some(())
 }
 
 /// Leaves the items from `count` on in `items` and gives those before.

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use fieldstream_checkpoint::{CheckpointStore, Location};
 use fieldstream_checkpoint::fsck::{Finding, Kind, Repair};
 use fieldstream_checkpoint::list::short;
+use fieldstream_checkpoint::{CheckpointStore, Location};
 use serde_json::json;
 
 use crate::commands::run::ADMIN;

@@ -7,6 +7,7 @@ mod golden;
 mod golden_state;
 mod kafka_alerts;
 mod kafka_exact;
+mod kafka_forward;
 mod kafka_group;
 mod metrics;
 mod mqtt_postgres;

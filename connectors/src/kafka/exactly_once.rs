@@ -290,7 +290,7 @@ impl ExactlyOnce {
         for part in parts {
             let mut durable = part.before;
             if let Some(batch) = part.batch {
-                let refused = self.records.send(&producer.producer, batch, &deliveries).await;
+                let refused = self.records.send(&producer.producer, batch, None, &deliveries).await;
                 if !refused.is_empty() {
                     self.make_rejects().await?;
                 }

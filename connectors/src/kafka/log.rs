@@ -10,9 +10,10 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::oneshot;
 
+use super::block::Wanted;
 use super::group::GroupContext;
 use super::membership::Membership;
-use super::options::{RecordKey, Start, creation_cause};
+use super::options::{Origins, RecordKey, Start, creation_cause};
 use super::outbox::Outbox;
 use super::reader::{Command, Reader, Source};
 
@@ -23,6 +24,7 @@ pub(crate) struct LogSettings {
     pub(crate) source: Arc<str>,
     pub(crate) start: Start,
     pub(crate) key: RecordKey,
+    pub(crate) origins: Origins,
     /// Name of the member that outlives the process.
     pub(crate) instance: Option<String>,
 }
@@ -80,8 +82,8 @@ impl KafkaLog {
         self.membership.enter(&consumer, &topic, self.settings.instance.as_deref());
         consumer.subscribe(&[&topic]).map_err(|error| fatal(&error))?;
         let (commands, inbox) = channel();
-        let with_keys = self.settings.key == RecordKey::DeviceId;
-        let source = Source { topic, name: Arc::clone(&self.settings.source), with_keys };
+        let wanted = Wanted { keys: self.settings.key == RecordKey::DeviceId, origins: self.settings.origins == Origins::Deduplicate };
+        let source = Source { topic, name: Arc::clone(&self.settings.source), wanted };
         let reader = Reader::new(consumer, source, inbox, Arc::clone(&self.outbox), Arc::clone(&self.membership));
         let thread = std::thread::Builder::new()
             .name("kafka-consumer".into())

@@ -15,6 +15,9 @@ mod log;
 mod marks;
 mod membership;
 pub mod options;
+mod origin;
+#[cfg(test)]
+mod origin_tests;
 mod outbox;
 mod reader;
 mod records;
@@ -80,6 +83,7 @@ fn build_source(value: &Value, context: &ConnectContext) -> Built<BuiltLog> {
         source: Arc::clone(&context.node),
         start: options.start,
         key: options.key,
+        origins: options.origins,
         instance: options.instance,
     };
     Ok(BuiltLog { log: Box::new(KafkaLog::new(config, settings, context.shared.of())), finite: false })

@@ -143,6 +143,18 @@ pub enum RecordKey {
     Any,
 }
 
+/// What becomes of records that say where they come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Origins {
+    /// It is not looked at.
+    #[default]
+    Ignore,
+    /// What a forwarder (`delivery: exactly_once_at_reader`) has sent before is left out and counted as deduplicated. Records
+    /// that do not say it pass; where it cannot be read, the record is a dead letter with the code `origin`.
+    Deduplicate,
+}
+
 /// Options of the `kafka` source.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -161,6 +173,9 @@ pub struct SourceOptions {
     /// What record keys mean: `device_id` (default) or `any`.
     #[serde(default)]
     pub(crate) key: RecordKey,
+    /// What becomes of readings that forwarders repeat: `ignore` (default, they are taken again) or `deduplicate`.
+    #[serde(default)]
+    pub(crate) origins: Origins,
     /// TLS and SASL.
     pub(crate) security: Option<Security>,
     /// Further properties of the client library (librdkafka), such as `fetch.min.bytes`.
@@ -216,6 +231,9 @@ pub enum Delivery {
     ExactlyOnce,
     /// Without transactions: after a crash rows may come again, with the same ids.
     AtLeastOnce,
+    /// Without transactions, with where each reading comes from in a header: a `kafka` source with `origins: deduplicate` takes each
+    /// once, also behind a mirror that keeps keys and headers. For readings, not for what windows and detectors make of them.
+    ExactlyOnceAtReader,
 }
 
 /// Options of the `kafka` sink.
@@ -240,7 +258,7 @@ pub struct SinkOptions {
     #[serde(default = "default_linger", deserialize_with = "duration")]
     #[schemars(with = "String")]
     pub(crate) linger: Duration,
-    /// `exactly_once` (default) or `at_least_once`.
+    /// `exactly_once` (default), `at_least_once` or `exactly_once_at_reader`.
     #[serde(default)]
     pub(crate) delivery: Delivery,
     /// Compacted topic for the marks of exactly-once delivery; it is made where it is missing. Default `fieldstream-marks`.
@@ -250,7 +268,8 @@ pub struct SinkOptions {
     /// Default: the topic with `.rejects` behind it.
     pub(crate) rejects: Option<String>,
     /// How long a commit may take before it is taken back and tried again, and so how long a killed worker's transaction may hold
-    /// up those who read only what is committed. Default 8s; 30s for `at_least_once`.
+    /// up those who read only what is committed. Default 8s; 30s without
+    /// transactions.
     #[serde(default, deserialize_with = "optional_duration")]
     #[schemars(with = "Option<String>")]
     pub(crate) timeout: Option<Duration>,
@@ -267,7 +286,7 @@ impl SinkOptions {
     pub(crate) fn timeout(&self) -> Duration {
         let default = match self.delivery {
             Delivery::ExactlyOnce => 8,
-            Delivery::AtLeastOnce => 30,
+            Delivery::AtLeastOnce | Delivery::ExactlyOnceAtReader => 30,
         };
         self.timeout.unwrap_or(Duration::from_secs(default))
     }

@@ -6,13 +6,14 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
 use fieldstream_engine_api::{Assignment, LogError, LogEvent, LogId};
+use fieldstream_schemas::origin;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Message, Timestamp};
+use rdkafka::message::{BorrowedMessage, Headers, Message, Timestamp};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 
-use super::block::{BlockBuilder, Record};
+use super::block::{BlockBuilder, Record, Wanted};
 use super::group::{Change, GroupContext};
 use super::log::log_id;
 use super::membership::Membership;
@@ -54,8 +55,7 @@ pub(crate) struct Source {
     pub(crate) topic: String,
     /// Name of the source in its pipeline.
     pub(crate) name: Arc<str>,
-    /// Record keys are passed on.
-    pub(crate) with_keys: bool,
+    pub(crate) wanted: Wanted,
 }
 
 /// State of the thread.
@@ -63,7 +63,7 @@ pub(crate) struct Reader {
     consumer: Arc<BaseConsumer<GroupContext>>,
     topic: String,
     source: Arc<str>,
-    with_keys: bool,
+    wanted: Wanted,
     commands: Receiver<Command>,
     outbox: Arc<Outbox>,
     membership: Arc<Membership>,
@@ -95,8 +95,8 @@ impl Reader {
         outbox: Arc<Outbox>,
         membership: Arc<Membership>,
     ) -> Self {
-        let Source { topic, name: source, with_keys } = source;
-        Self { consumer, topic, source, with_keys, commands, outbox, membership, state: State::default() }
+        let Source { topic, name: source, wanted } = source;
+        Self { consumer, topic, source, wanted, commands, outbox, membership, state: State::default() }
     }
 
     /// Runs until the other end of the commands is dropped.
@@ -119,7 +119,7 @@ impl Reader {
         let polled = self.consumer.poll(if idle { IDLE } else { Duration::ZERO });
         let more = match polled {
             Some(Ok(message)) => {
-                take(&mut self.state, &message, self.with_keys, &self.source, &self.outbox);
+                take(&mut self.state, &message, self.wanted, &self.source, &self.outbox);
                 true
             }
             Some(Err(error)) => {
@@ -400,7 +400,7 @@ fn check_offset(partition: i32, offset: u64, low: i64, high: i64) -> Result<(), 
 }
 
 /// Passes a record on, unless it is left over from before a seek.
-fn take(state: &mut State, message: &BorrowedMessage<'_>, with_keys: bool, source: &Arc<str>, outbox: &Outbox) {
+fn take(state: &mut State, message: &BorrowedMessage<'_>, wanted: Wanted, source: &Arc<str>, outbox: &Outbox) {
     let Some(partition) = state.partitions.get_mut(&message.partition()) else { return };
     let offset = message.offset().max(0) as u64;
     if partition.next.is_none_or(|next| offset < next) {
@@ -419,9 +419,10 @@ fn take(state: &mut State, message: &BorrowedMessage<'_>, with_keys: bool, sourc
             now_us()
         }
     };
-    let record = Record { offset, payload: message.payload().unwrap_or_default(), key: message.key(), append_us };
+    let origin = if wanted.origins { origin_of(message) } else { None };
+    let record = Record { offset, payload: message.payload().unwrap_or_default(), key: message.key(), origin, append_us };
     partition.next = Some(offset + 1);
-    if partition.block.push(record, with_keys)
+    if partition.block.push(record, wanted)
         && let Some(batch) = partition.block.take(message.partition() as u32, source)
     {
         outbox.push_batch(batch);
@@ -429,6 +430,14 @@ fn take(state: &mut State, message: &BorrowedMessage<'_>, with_keys: bool, sourc
     if state.trouble.take().is_some() {
         tracing::info!(topic = message.topic(), "Kafka answers again");
     }
+}
+
+/// The header that says where a record comes from, as far as it may be right.
+fn origin_of<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a [u8]> {
+    let headers = message.headers()?;
+    let header = (0..headers.count()).filter_map(|index| headers.try_get(index)).find(|header| header.key == origin::HEADER)?;
+    let value = header.value.unwrap_or_default();
+    Some(value.get(..=origin::LONGEST).unwrap_or(value))
 }
 
 fn now_us() -> i64 {

@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use super::origin::Stamp;
 use crate::rows::{RowWriter, text_at};
 
 /// How often room in the producer's queue is looked for when a delivery has not made some.
@@ -198,17 +199,29 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Hands every row of a batch to the producer. Gives those that are too large.
-    pub(crate) async fn send(&self, producer: &Producer, batch: &SinkBatch, deliveries: &Arc<Deliveries>) -> Vec<Refused> {
+    /// Hands every row of a batch to the producer, with where it comes from if there is a stamp for that. Gives those that are too large.
+    pub(crate) async fn send(
+        &self,
+        producer: &Producer,
+        batch: &SinkBatch,
+        stamp: Option<&Stamp>,
+        deliveries: &Arc<Deliveries>,
+    ) -> Vec<Refused> {
         let mut refused = Vec::new();
         let mut payload = Vec::new();
         let ids = self.writer.own_ids(&batch.partition);
         for part in &batch.rows {
             for row in 0..part.batch.len() {
                 payload.clear();
-                let headers = self.writer.write(&ids, part.input, &part.batch, row, &mut payload);
+                let mut headers = self.writer.write(&ids, part.input, &part.batch, row, &mut payload);
                 let key = text_at(&part.batch.rows, &self.key, row);
-                let outgoing = Outgoing { topic: &self.topic, partition: None, key: key.as_deref(), payload: &payload, headers };
+                let mut partition = None;
+                if let (Some(stamp), Some(position)) = (stamp, part.batch.keys.position.get(row)) {
+                    let (to, header) = stamp.of(&batch.partition, part.input, *position, key.as_deref());
+                    headers.push(header);
+                    partition = Some(to);
+                }
+                let outgoing = Outgoing { topic: &self.topic, partition, key: key.as_deref(), payload: &payload, headers };
                 match send(producer, outgoing, deliveries).await {
                     Handed::Over => {}
                     Handed::TooLarge => refused.push(self.refused(&batch.partition, part.input, &part.batch, row, &payload)),

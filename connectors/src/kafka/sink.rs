@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::exactly_once::{ExactlyOnce, Settings};
 use super::options::{self, Compression, Delivery, Envelope, SinkOptions, creation_cause};
+use super::origin::{self, Names, Stamp};
 use super::records::{Callbacks, Deliveries, Outgoing, Producer, Records, Refused, send};
 use super::topics::{self, TopicError};
 use super::transactions::{blocking, delivery_error};
@@ -40,7 +41,7 @@ pub const SINK: SinkKind = SinkKind {
 fn guarantee(delivery: Delivery) -> Guarantee {
     match delivery {
         Delivery::ExactlyOnce => Guarantee::ExactlyOnce,
-        Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
+        Delivery::AtLeastOnce | Delivery::ExactlyOnceAtReader => Guarantee::AtLeastOnce,
     }
 }
 
@@ -69,6 +70,9 @@ fn sink_options(value: &Value, inputs: &[SinkInput]) -> Built<SinkOptions> {
     }
     if options.linger >= timeout {
         errors.push(ConfigError::new("/linger", "must be less than `timeout`"));
+    }
+    if options.delivery == Delivery::ExactlyOnceAtReader {
+        errors.extend(origin::check(&options, inputs));
     }
     errors.extend(check_form(form(options.envelope), inputs));
     if errors.is_empty() { Ok(options) } else { Err(errors) }
@@ -102,9 +106,18 @@ fn build(value: &Value, inputs: &[SinkInput], context: &ConnectContext) -> Built
         key: options.key.unwrap_or_else(|| DEVICE_ID.to_owned()),
         writer: RowWriter::new(form(options.envelope), inputs, &context.pipeline),
     };
-    if options.delivery == Delivery::AtLeastOnce {
+    let names = match options.delivery {
+        Delivery::ExactlyOnce => None,
+        Delivery::AtLeastOnce => Some(None),
+        Delivery::ExactlyOnceAtReader => {
+            origin::leave_no_gap(&mut config);
+            let inputs = inputs.iter().map(|input| Arc::clone(&input.name)).collect();
+            Some(Some(Names { sink: Arc::clone(&context.node), inputs }))
+        }
+    };
+    if let Some(names) = names {
         let (producer, delivered, refused) = (None, BTreeMap::new(), BTreeMap::new());
-        return Ok(Box::new(KafkaSink { client, config, records, rejects, timeout, producer, delivered, refused }));
+        return Ok(Box::new(KafkaSink { client, config, records, rejects, names, timeout, producer, delivered, refused }));
     }
     config.set("transaction.timeout.ms", timeout.as_millis().to_string());
     let settings = Settings {
@@ -126,8 +139,10 @@ struct KafkaSink {
     records: Records,
     /// Topic of refused rows.
     rejects: String,
+    /// There where records say where they come from.
+    names: Option<Names>,
     timeout: Duration,
-    producer: Option<Arc<Producer>>,
+    producer: Option<(Arc<Producer>, Option<Stamp>)>,
     delivered: BTreeMap<PartitionKey, u64>,
     /// Rows too large for any record, since this process opened the partition.
     refused: BTreeMap<PartitionKey, u64>,
@@ -138,13 +153,24 @@ impl KafkaSink {
         format!("write to Kafka topic {}", self.records.topic)
     }
 
-    fn producer(&mut self) -> Result<Arc<Producer>, SinkError> {
+    async fn producer(&mut self) -> Result<(Arc<Producer>, Option<Stamp>), SinkError> {
         if let Some(producer) = &self.producer {
-            return Ok(Arc::clone(producer));
+            return Ok(producer.clone());
         }
+        let context = self.context();
         let made = self.config.create_with_context(Callbacks::default());
-        let producer = Arc::new(made.map_err(|e| SinkError::Fatal { context: self.context(), cause: creation_cause(&e) })?);
-        Ok(Arc::clone(self.producer.insert(producer)))
+        let producer: Arc<Producer> = Arc::new(made.map_err(|e| SinkError::Fatal { context: context.clone(), cause: creation_cause(&e) })?);
+        let stamp = match &self.names {
+            Some(names) => Some(Stamp::new(names.clone(), &producer, &self.records.topic, &context).await?),
+            None => None,
+        };
+        Ok(self.producer.insert((producer, stamp)).clone())
+    }
+
+    /// Ends the producer. What it has not sent yet it never will: only then may another send it again.
+    async fn discard(&mut self, producer: Arc<Producer>) -> Result<(), SinkError> {
+        self.producer = None;
+        blocking(&self.context(), move || drop(producer)).await
     }
 
     /// Keeps what was refused where a person finds it.
@@ -183,15 +209,21 @@ impl Sink for KafkaSink {
     }
 
     async fn commit(&mut self, batches: &[SinkBatch]) -> Result<Vec<Committed>, SinkError> {
-        let producer = self.producer()?;
+        if self.names.is_some() {
+            let ordered: Result<(), String> = batches.iter().try_for_each(origin::check_order);
+            ordered.map_err(|cause| SinkError::Fatal { context: self.context(), cause })?;
+        }
+        let (producer, stamp) = self.producer().await?;
         let deliveries = Arc::new(Deliveries::default());
         let mut too_large = Vec::with_capacity(batches.len());
         for batch in batches {
-            let refused = self.records.send(&producer, batch, &deliveries).await;
+            let refused = self.records.send(&producer, batch, stamp.as_ref(), &deliveries).await;
             self.set_aside(&producer, &refused, &deliveries).await?;
             too_large.push(refused.len() as u64);
         }
-        let Err(code) = deliveries.outcome(self.timeout + GRACE).await else {
+        // With streams the library never gives a record up.
+        let patience = if stamp.is_some() { self.timeout } else { self.timeout + GRACE };
+        let Err(code) = deliveries.outcome(patience).await else {
             let commit = |(batch, too_large): (&SinkBatch, u64)| {
                 let committed = counted(&mut self.delivered, batch);
                 let refused = self.refused.entry(batch.partition.clone()).or_default();
@@ -201,18 +233,18 @@ impl Sink for KafkaSink {
             return Ok(batches.iter().zip(too_large).map(commit).collect());
         };
         let complaint = producer.client().context().take_complaint();
-        // After a fatal error (a gap in the idempotent producer's sequence) only a new producer can go on.
-        if code == Code::OperationTimedOut || producer.client().fatal_error().is_some() {
-            self.producer = None;
+        // After a fatal error (a gap in the idempotent producer's sequence) only a new producer can go on; in a stream, after any.
+        if stamp.is_some() || code == Code::OperationTimedOut || producer.client().fatal_error().is_some() {
+            self.discard(producer).await?;
         }
         Err(delivery_error(&self.context(), code, complaint))
     }
 
     async fn close(&mut self) -> Result<(), SinkError> {
         // Every commit has waited for its records; nothing can be left over.
-        if let Some(producer) = self.producer.take() {
-            blocking(&self.context(), move || drop(producer)).await?;
+        match self.producer.take() {
+            Some((producer, _)) => self.discard(producer).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::SINK;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const PARTITIONS: i32 = 4;
+pub(super) const PARTITIONS: i32 = 4;
 
 pub(super) fn partition() -> PartitionKey {
     PartitionKey { pipeline: Arc::from("p"), log_id: LogId(Arc::from("log")), partition: 0 }
@@ -75,7 +75,7 @@ pub(super) async fn sink(options: &Value) -> Box<dyn Sink> {
     sink
 }
 
-fn consume(brokers: &str, topic: &str, count: usize) -> Vec<OwnedMessage> {
+pub(super) fn consume(brokers: &str, topic: &str, count: usize) -> Vec<OwnedMessage> {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "reader").create().expect("a consumer");
     let mut list = TopicPartitionList::new();
@@ -94,7 +94,7 @@ fn consume(brokers: &str, topic: &str, count: usize) -> Vec<OwnedMessage> {
     seen
 }
 
-fn header(message: &OwnedMessage, name: &str) -> Option<String> {
+pub(super) fn header(message: &OwnedMessage, name: &str) -> Option<String> {
     let found = message.headers()?.iter().find(|h| h.key == name)?;
     found.value.map(|v| String::from_utf8_lossy(v).into_owned())
 }

@@ -60,7 +60,10 @@ impl Payloads {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Raw(block) => block.data.len() + block.entries.len() * size_of::<fieldstream_schemas::PayloadEntry>(),
+            Self::Raw(block) => {
+                let origins = block.origins.iter().flatten().flatten().map(|origin| origin.len()).sum::<usize>();
+                block.data.len() + block.entries.len() * size_of::<fieldstream_schemas::PayloadEntry>() + origins
+            }
             Self::Rows { rows, positions, rejects, raw } => {
                 rows.get_array_memory_size()
                     + positions.len() * size_of::<Position>()

@@ -8,8 +8,8 @@ use fieldstream_engine_api::LogId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
-use crate::partitioner;
 use crate::segment::{replace_sealed, unsealed};
+use fieldstream_engine_api::partitioner;
 
 const FILE: &str = "journal.json";
 const FORMAT: u32 = 1;

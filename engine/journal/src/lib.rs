@@ -12,7 +12,6 @@ pub(crate) mod holds;
 pub(crate) mod identity;
 pub mod journal;
 pub mod log;
-pub mod partitioner;
 pub(crate) mod read;
 pub(crate) mod recovery;
 pub(crate) mod scan;
@@ -24,9 +23,9 @@ pub(crate) mod tables;
 pub(crate) mod writer;
 
 pub use error::JournalError;
+pub use fieldstream_engine_api::partition_of;
 pub use journal::{Journal, JournalOptions};
 pub use log::JournalLog;
-pub use partitioner::partition_of;
 pub use stats::{FSYNC_BOUNDS_US, JournalStats};
 
 #[cfg(test)]

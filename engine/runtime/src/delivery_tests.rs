@@ -180,7 +180,7 @@ impl KeyedState for Counter {
 
 /// What outlives a crash: the service behind the sink.
 #[derive(Default)]
-struct Service {
+pub(crate) struct Service {
     owner: BTreeMap<u32, Generation>,
     marks: BTreeMap<u32, (Mark, u64)>,
     rows: Vec<(u32, u64, i64)>,
@@ -250,7 +250,7 @@ impl Sink for MemorySink {
     }
 }
 
-fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: &'static [u64]) -> PipelineParts {
+pub(crate) fn parts(service: &Arc<Mutex<Service>>, dies_at: u32, poison: &'static [u64]) -> PipelineParts {
     let edge = Edge { schema: counted_schema(), key: Space::Series };
     let output = Output { name: "".into(), edge: edge.clone() };
     let factory: OperatorFactory = Arc::new(move |_| Ok(Box::new(Counter { outputs: vec![output.clone()], counts: Vec::new() })));

@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod losses;
 mod memory;
 pub mod metrics;
+mod origins;
 pub mod partition;
 pub mod passivation;
 pub mod pipeline;

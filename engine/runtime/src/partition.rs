@@ -1,17 +1,18 @@
 //! A partition: the device actors it hosts, their time, and the turn that handles a batch.
 
+mod inspect;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch};
+use arrow::array::Array;
 use fieldstream_checkpoint::cold::ColdStore;
 use fieldstream_checkpoint::{Checkpoint, CheckpointData, Decision};
 use fieldstream_engine_api::{
-    BuildContext, ConfigErrors, KeyedBatch, LogBatch, Mark, PartitionKey, Payloads, Position, Rejected, SinkRows, SlotDirectory, Space,
-    Tick, TickTime,
+    BuildContext, ConfigErrors, KeyedBatch, LogBatch, Mark, PartitionKey, Payloads, Position, Rejected, SinkRows, SlotDirectory, Tick,
+    TickTime,
 };
 use fieldstream_schemas::decode::Decoder;
-use fieldstream_schemas::encode::JsonWriter;
 use fieldstream_schemas::records::{RecordIds, Refuser};
 use fieldstream_schemas::{Decoded, PayloadBlock, Readings, Reject};
 
@@ -23,6 +24,7 @@ use crate::graph::Graph;
 use crate::ingress;
 use crate::ledger::Totals;
 use crate::losses::Losses;
+use crate::origins::Origins;
 use crate::passivation::{Actors, ColdError, Passivation};
 use crate::snapshot::{self, RestoreError, SnapshotKind};
 use crate::spec::{PipelineSpec, TimeSpec};
@@ -61,6 +63,8 @@ pub struct Partition {
     totals: Totals,
     /// States left out at restores.
     losses: Losses,
+    /// What was taken of the streams that forwarders send.
+    origins: Origins,
     complete_to: Mark,
     replay: VecDeque<Decision>,
     quarantined: HashSet<Position>,
@@ -110,6 +114,7 @@ impl Partition {
             settings: spec.time,
             totals,
             losses: Losses::default(),
+            origins: Origins::default(),
             complete_to: Mark { next_offset: from, next_decision: 0 },
             replay: VecDeque::new(),
             quarantined: HashSet::new(),
@@ -237,7 +242,10 @@ impl Partition {
     fn rows_turn(&mut self, batch: LogBatch) -> Result<TurnOutput, ColdError> {
         let source = self.source_names.iter().position(|name| *name == batch.source).unwrap_or_default();
         let (decoded, block) = match batch.payloads {
-            Payloads::Raw(block) => (self.decoders[source].decode(&block), Some(block)),
+            Payloads::Raw(mut block) => {
+                self.admit(source, &mut block);
+                (self.decoders[source].decode(&block), Some(block))
+            }
             Payloads::Rows { rows, positions, rejects, raw } => (Decoded { rows, positions, rejects }, raw),
         };
         let Decoded { rows, positions, rejects } = decoded;
@@ -259,6 +267,14 @@ impl Partition {
         self.run_rows(source, &addressed, block.as_ref())?;
         self.complete_to.next_offset = batch.next_offset;
         Ok(TurnOutput { event_us, ..self.finish_turn(batch.append_us)? })
+    }
+
+    /// Takes out what forwarders have sent before.
+    fn admit(&mut self, source: usize, block: &mut PayloadBlock) {
+        let (known, unreadable) = self.origins.admit(block);
+        self.totals.received += known;
+        self.totals.deduplicated += known;
+        self.undecodable(source, &unreadable);
     }
 
     /// Begins a turn: the state of devices that were not in memory comes back.
@@ -385,7 +401,7 @@ impl Partition {
     /// As [`Self::turn`].
     pub fn snapshot_of(&mut self, digest: &str, kind: SnapshotKind) -> Result<CheckpointData, ColdError> {
         let scope = self.changes.take(&self.slots, kind == SnapshotKind::Retake, kind == SnapshotKind::Whole);
-        let account = (&self.totals, &self.losses);
+        let account = (&self.totals, &self.losses, &self.origins);
         let mut data = snapshot::take(self.complete_to, digest, &scope, &mut self.graph, &self.slots, &self.time, account);
         if let Some(passivation) = &mut self.passivation {
             data.cold = passivation.segments()?;
@@ -401,7 +417,7 @@ impl Partition {
     /// If it does not fit the pipeline.
     pub fn restore(&mut self, checkpoint: &Checkpoint, accept_loss: bool) -> Result<Vec<String>, RestoreError> {
         let restored = snapshot::restore(&checkpoint.data, &mut self.graph, &mut self.slots, &mut self.time, accept_loss)?;
-        (self.totals, self.losses) = (restored.totals, restored.losses);
+        (self.totals, self.losses, self.origins) = (restored.totals, restored.losses, restored.origins);
         self.changes.restored(&self.slots);
         self.complete_to = checkpoint.data.at;
         match &mut self.passivation {
@@ -413,31 +429,6 @@ impl Partition {
             None => return Err(RestoreError("it has passivated devices, and there is no folder for them".to_owned())),
         }
         Ok(restored.lost)
-    }
-
-    /// What is known of a device actor; `None` when there is none. Looking at a passivated device brings it into memory.
-    pub fn inspect(&mut self, device: &str) -> Option<serde_json::Value> {
-        if let Some(passivation) = &mut self.passivation
-            && self.slots.find_device(device).is_none()
-        {
-            let mut actors = Actors { graph: &mut self.graph, slots: &mut self.slots, time: &mut self.time, changes: &mut self.changes };
-            passivation.wake_one(device, &mut actors).ok()?;
-        }
-        let slot = self.slots.find_device(device)?;
-        let series: Vec<u32> = self.slots.series_of(slot).collect();
-        let sensors: serde_json::Map<String, serde_json::Value> =
-            series.iter().map(|s| (self.slots.sensor_name(*s).to_owned(), serde_json::json!({ "slot": s }))).collect();
-        let mut state = serde_json::Map::new();
-        self.graph.for_each_state(|node, number, keyed| {
-            let rows = keyed.snapshot(if keyed.space() == Space::Device { std::slice::from_ref(&slot) } else { &series });
-            state.insert(format!("{node}/{number}"), serde_json::json!({ "layout": keyed.layout(), "rows": json_rows(&rows) }));
-        });
-        let seen = self.time.last_seen(slot);
-        Some(serde_json::json!({
-            "device": device, "partition": self.key.partition, "slot": slot, "sensors": sensors,
-            "last_append_time": (seen > i64::MIN).then(|| fieldstream_schemas::time::format_rfc3339(seen)),
-            "position": self.complete_to.to_string(), "state": state,
-        }))
     }
 
     /// The clock that its turns are measured with.
@@ -486,15 +477,4 @@ impl Partition {
     pub fn slots(&self) -> &SlotDirectory {
         &self.slots
     }
-}
-
-fn json_rows(rows: &RecordBatch) -> Vec<serde_json::Value> {
-    let writer = JsonWriter::new(&rows.schema());
-    let mut text = Vec::new();
-    let json = |row| {
-        text.clear();
-        writer.write_row(rows, row, &mut text);
-        serde_json::from_slice(&text).unwrap_or_default()
-    };
-    (0..rows.num_rows()).map(json).collect()
 }

@@ -14,6 +14,7 @@ use crate::changes::Scope;
 use crate::graph::Graph;
 use crate::ledger::Totals;
 use crate::losses::Losses;
+use crate::origins::Origins;
 use crate::shape::StateShape;
 use crate::time::PartitionTime;
 
@@ -31,6 +32,9 @@ struct Extras {
     /// States left out at earlier restores.
     #[serde(default, skip_serializing_if = "Losses::is_empty")]
     losses: Losses,
+    /// None in checkpoints of versions without forwarders.
+    #[serde(default, skip_serializing_if = "Origins::is_empty")]
+    origins: Origins,
 }
 
 /// What is put back beside the states.
@@ -40,6 +44,8 @@ pub struct Restored {
     pub totals: Totals,
     /// States left out, now and earlier: what lies on disk of them is not put back either.
     pub losses: Losses,
+    /// What was taken of forwarded streams.
+    pub(crate) origins: Origins,
     /// What was left out now, for a person: `operator/state: why`.
     pub lost: Vec<String>,
 }
@@ -68,7 +74,7 @@ pub(crate) fn take(
     graph: &mut Graph,
     slots: &SlotDirectory,
     time: &PartitionTime,
-    (totals, losses): (&Totals, &Losses),
+    (totals, losses, origins): (&Totals, &Losses, &Origins),
 ) -> CheckpointData {
     let devices = &scope.devices;
     let mut series: Vec<u32> = devices.iter().flat_map(|d| slots.series_of(*d)).collect();
@@ -86,7 +92,7 @@ pub(crate) fn take(
     tables.push(activity_table(devices, time));
     tables.extend(scope.gone.as_ref().map(|gone| gone_table(gone.iter().map(|name| &**name))));
     let sinks = graph.sinks().cloned().collect();
-    let extras = Extras { totals: totals.clone(), now_us: time.now_us(), sinks, losses: losses.clone() };
+    let extras = Extras { totals: totals.clone(), now_us: time.now_us(), sinks, losses: losses.clone(), origins: origins.clone() };
     // Plain maps and numbers always serialise.
     let extras = serde_json::to_value(extras).unwrap_or_default();
     let delta = scope.gone.is_some();
@@ -148,7 +154,7 @@ pub fn restore(
     time.restore(extras.now_us);
     restore_activity(table(ACTIVITY)?, &slots_now, time)?;
     let totals = by_name(extras.totals, &extras.sinks, graph);
-    Ok(Restored { totals, losses, lost })
+    Ok(Restored { totals, losses, origins: extras.origins, lost })
 }
 
 /// What was offered to the saved plan's sinks, in the order of this one's. A sink that is new begins at nothing.
