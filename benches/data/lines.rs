@@ -119,7 +119,7 @@ fn block(mut text: Vec<u8>, offset: u64) -> PayloadBlock {
         entries.push(PayloadEntry { offset: offset + start as u64, start: start as u32, len: (end - start) as u32, ingest_us: None });
         start = end + 1;
     }
-    PayloadBlock { data: text.into(), entries, keys: None, topics: None }
+    PayloadBlock { data: text.into(), entries, ..PayloadBlock::default() }
 }
 
 /// Reads a file as the `file` source does and hands its blocks over.

@@ -70,7 +70,7 @@ impl Lines {
             self.at += cut.consumed as u64;
             if !cut.entries.is_empty() {
                 data.truncate(cut.consumed);
-                return Ok(Some(PayloadBlock { data: Bytes::from(data), entries: cut.entries, keys: None, topics: None }));
+                return Ok(Some(PayloadBlock { data: Bytes::from(data), entries: cut.entries, ..PayloadBlock::default() }));
             }
             room = BLOCK;
         }

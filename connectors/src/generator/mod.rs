@@ -293,7 +293,7 @@ impl Generator {
             topics.push(sample.topic);
             self.sent += 1;
         }
-        PayloadBlock { data: Bytes::from(text), entries, keys: None, topics: Some(topics) }
+        PayloadBlock { data: Bytes::from(text), entries, topics: Some(topics), ..PayloadBlock::default() }
     }
 }
 

@@ -180,7 +180,7 @@ fn take_block(inbox: &mut Inbox) -> Option<Received> {
         acks.push(message.ack);
     }
     let handle = inbox.book.passed_on(generation, acks);
-    let block = PayloadBlock { data: Bytes::from(data), entries, keys: None, topics: Some(topics) };
+    let block = PayloadBlock { data: Bytes::from(data), entries, topics: Some(topics), ..PayloadBlock::default() };
     Some(Received { block, handle })
 }
 

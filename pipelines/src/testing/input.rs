@@ -138,7 +138,7 @@ fn block(turn: &[Event<'_>], offset: u64) -> PayloadBlock {
         topics.push(event.given.topic.as_deref().unwrap_or_default().into());
     }
     let named = turn.iter().any(|e| e.given.topic.is_some());
-    PayloadBlock { data: data.into(), entries, keys: None, topics: named.then_some(topics) }
+    PayloadBlock { data: data.into(), entries, topics: named.then_some(topics), ..PayloadBlock::default() }
 }
 
 fn rows(plan: &Plan, turn: &[Event<'_>], offset: u64) -> Result<Payloads, String> {
