@@ -49,7 +49,8 @@ impl Site {
         let mut command = fieldstream();
         command.arg("run").arg(self.pipeline(which, &dir)).envs(self.database.variables());
         command.env("MQTT_ENDPOINT", &self.mqtt).env("KAFKA_BROKERS", &self.kafka).env("KAFKA_JOURNAL", &self.name);
-        Node::start(command.env("GATEWAY", format!("{}-{which}", self.name)), PIPELINE, &dir)
+        command.env("GATEWAY", format!("{}-{which}", self.name));
+        Node::start(command, PIPELINE, &dir)
     }
 
     fn pipeline(&self, which: &str, dir: &Path) -> PathBuf {
