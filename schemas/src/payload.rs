@@ -111,7 +111,8 @@ impl PayloadBlock {
     pub fn join(blocks: &[Self]) -> Option<Self> {
         let size: usize = blocks.iter().map(|block| block.data.len()).sum();
         i32::try_from(size).ok()?;
-        let first = blocks.first()?;
+        let is_empty = |block: &&Self| block.entries.is_empty();
+        let first = blocks.iter().find(|block| !is_empty(block)).or(blocks.first())?;
         let mut joined = Self {
             data: Bytes::new(),
             entries: Vec::with_capacity(blocks.iter().map(|block| block.entries.len()).sum()),
@@ -120,7 +121,7 @@ impl PayloadBlock {
             refused: blocks.iter().flat_map(|block| block.refused.iter().cloned()).collect(),
         };
         let mut data = Vec::with_capacity(size);
-        for block in blocks {
+        for block in blocks.iter().filter(|block| !is_empty(block)) {
             let start = data.len() as u32;
             data.extend_from_slice(&block.data);
             joined.entries.extend(block.entries.iter().map(|entry| PayloadEntry { start: entry.start + start, ..*entry }));

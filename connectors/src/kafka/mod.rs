@@ -12,6 +12,8 @@ mod group;
 mod journal;
 mod journal_records;
 #[cfg(test)]
+mod journal_tests;
+#[cfg(test)]
 mod live_tests;
 mod log;
 mod marks;

@@ -118,7 +118,7 @@ impl Ingest {
 
     /// Says why a source is held back; in the log once.
     fn trouble(&self, told: &mut bool, why: &str) {
-        let what = format!("{why}; sources are not acknowledged until it is");
+        let what = format!("{why}; sources are not acknowledged meanwhile");
         if !std::mem::replace(told, true) {
             tracing::error!(source = %self.source, "{what}");
         }
