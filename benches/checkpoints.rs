@@ -25,6 +25,8 @@ use fieldstream_schemas::{PayloadBlock, PayloadEntry};
 
 /// Numbers of 8 bytes that a device keeps.
 const NUMBERS: usize = 32;
+/// Entries that are turned into columns together: 32 KiB.
+const BLOCK: usize = 128;
 const ROWS: u64 = 8192;
 const ROUNDS: u64 = 5;
 
@@ -70,14 +72,19 @@ impl KeyedState for Sums {
         self.entries.resize(slots.max(self.entries.len()), [0.0; NUMBERS]);
     }
 
-    // As the engine's own dense states do it: entries are gathered, then turned into columns.
+    // In blocks that stay in the cache: a pass over all entries for each of so many columns would read them from memory each time.
     fn snapshot(&self, slots: &[u32]) -> RecordBatch {
-        let entries: Vec<[f64; NUMBERS]> = slots.iter().filter_map(|slot| self.entries.get(*slot as usize)).copied().collect();
+        let mut numbers: Vec<Vec<f64>> = (0..NUMBERS).map(|_| Vec::with_capacity(slots.len())).collect();
+        for block in slots.chunks(BLOCK) {
+            for (number, column) in numbers.iter_mut().enumerate() {
+                column.extend(block.iter().filter_map(|slot| self.entries.get(*slot as usize)).map(|entry| entry[number]));
+            }
+        }
         let mut fields = vec![Field::new("slot", DataType::UInt32, false)];
         let mut columns: Vec<ArrayRef> = vec![Arc::new(UInt32Array::from(slots.to_vec()))];
-        for number in 0..NUMBERS {
+        for (number, column) in numbers.into_iter().enumerate() {
             fields.push(Field::new(format!("n{number}"), DataType::Float64, false));
-            columns.push(Arc::new(Float64Array::from_iter_values(entries.iter().map(|entry| entry[number]))));
+            columns.push(Arc::new(Float64Array::from(column)));
         }
         let schema = Arc::new(Schema::new(fields));
         RecordBatch::try_new(Arc::clone(&schema), columns).unwrap_or_else(|_| RecordBatch::new_empty(schema))

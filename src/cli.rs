@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use fieldstream_checkpoint::Location;
 use fieldstream_pipelines::Environment;
 use tracing_subscriber::EnvFilter;
 
@@ -133,6 +134,9 @@ pub(crate) struct NodeArgs {
     /// Where state lies.
     #[arg(long, env = "FIELDSTREAM_DATA_DIR", default_value = ".fieldstream", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
+    /// Where checkpoints lie, if not in the data directory: a folder or s3://bucket/prefix, the same for all workers of a group.
+    #[arg(long, env = "FIELDSTREAM_STATE", value_name = "PLACE")]
+    pub(crate) state: Option<Location>,
     /// Give up what a log no longer holds, and count it, instead of stopping.
     #[arg(long)]
     pub(crate) accept_gap: bool,

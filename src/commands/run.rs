@@ -55,12 +55,13 @@ async fn run_all(args: &RunArgs, plans: Vec<Plan>) -> Result<ExitCode> {
     let parts = build_all(args, &plans)?;
     let finite = plans.iter().zip(&parts).all(|(plan, parts)| ends_by_itself(plan, parts));
     let mut options = EngineOptions::new(args.node.data_dir.clone());
+    options.state.clone_from(&args.node.state);
     options.shards = args.node.shards.unwrap_or(options.shards);
     options.accept_gap = args.node.accept_gap;
     options.memory_budget = args.node.memory_budget;
     options.journal.budget_bytes = args.node.journal_budget.unwrap_or(options.journal.budget_bytes);
     let clock = Arc::new(SystemClock::default());
-    let engine = Engine::start(options, Arc::<SystemClock>::clone(&clock)).await.context("the data directory cannot be used")?;
+    let engine = Engine::start(options, Arc::<SystemClock>::clone(&clock)).await.context("checkpoints cannot be kept")?;
     let environment = args.variables.environment(false);
     let supervised = |plan: Plan| {
         let data_dir = data_dir(args, &plan);

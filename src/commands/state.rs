@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use fieldstream_checkpoint::CheckpointStore;
+use fieldstream_checkpoint::{CheckpointStore, Location};
 use fieldstream_checkpoint::fsck::{Finding, Kind, Repair};
 use fieldstream_checkpoint::list::short;
 use serde_json::json;
@@ -160,14 +160,16 @@ async fn fsck(args: &FsckArgs) -> Result<ExitCode> {
         (true, true) => Repair::AcceptLoss,
     };
     let mut damaged = check_journal(args, repair)?;
-    let folder = args.store.folder();
-    if !folder.is_dir() {
-        if !args.store.data_dir.is_dir() {
-            bail!("{} is no folder", args.store.data_dir.display());
+    let store = match args.store.location() {
+        Location::Folder(folder) if !folder.is_dir() => {
+            if args.store.state.is_some() || !args.store.data_dir.is_dir() {
+                bail!("{} is no folder", args.store.state.as_ref().map_or(args.store.data_dir.display().to_string(), Location::to_string));
+            }
+            return Ok(if damaged { ExitCode::from(FAILED) } else { ExitCode::SUCCESS });
         }
-        return Ok(if damaged { ExitCode::from(FAILED) } else { ExitCode::SUCCESS });
-    }
-    let store = if args.repair { CheckpointStore::open_alone(&folder)? } else { CheckpointStore::look(&folder)? };
+        Location::Folder(folder) if args.repair => CheckpointStore::open_alone(&folder)?,
+        location => CheckpointStore::look_at(&location)?,
+    };
     for finding in store.leftovers(repair).await? {
         say(args, &finding)?;
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fieldstream_checkpoint::{CheckpointStore, PartitionStore};
+use fieldstream_checkpoint::{CheckpointStore, Location, PartitionStore};
 
 /// Where state lies, and whose is meant.
 #[derive(Debug, Args)]
@@ -12,6 +12,9 @@ pub(crate) struct StoreArgs {
     /// Where the node keeps its state.
     #[arg(long, env = "FIELDSTREAM_DATA_DIR", default_value = ".fieldstream", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
+    /// Where checkpoints lie, if not there: a folder or s3://bucket/prefix.
+    #[arg(long, env = "FIELDSTREAM_STATE", value_name = "PLACE")]
+    pub(crate) state: Option<Location>,
     /// This pipeline only.
     #[arg(long)]
     pub(crate) pipeline: Option<String>,
@@ -21,15 +24,15 @@ pub(crate) struct StoreArgs {
 }
 
 impl StoreArgs {
-    /// The folder of the checkpoint store.
-    pub(crate) fn folder(&self) -> PathBuf {
-        self.data_dir.join("state")
+    /// Where the checkpoint store lies.
+    pub(crate) fn location(&self) -> Location {
+        self.state.clone().unwrap_or_else(|| Location::Folder(self.data_dir.join("state")))
     }
 
     /// The partitions that are meant; at least one.
     pub(crate) async fn partitions(&self) -> Result<Vec<PartitionStore>> {
-        let folder = self.folder();
-        let store = CheckpointStore::look(&folder).with_context(|| format!("{} holds no state", self.data_dir.display()))?;
+        let location = self.location();
+        let store = CheckpointStore::look_at(&location).with_context(|| format!("{location} holds no state"))?;
         self.partitions_of(&store).await
     }
 
@@ -41,7 +44,7 @@ impl StoreArgs {
             self.pipeline.as_ref().is_none_or(|name| **name == *key.pipeline) && self.partition.is_none_or(|number| number == key.partition)
         });
         if partitions.is_empty() {
-            bail!("{} holds no such partition", self.data_dir.display());
+            bail!("{} holds no such partition", self.location());
         }
         Ok(partitions)
     }
@@ -49,5 +52,5 @@ impl StoreArgs {
 
 /// Runs what waits for the store.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().build().context("the operating system gives no threads")?.block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("the operating system gives no threads")?.block_on(work)
 }

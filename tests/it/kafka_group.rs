@@ -1,7 +1,6 @@
 //! Several workers in one consumer group with one checkpoint store: they join, leave, die and freeze, and each reading is in
 //! topic and table once.
 
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -33,15 +32,12 @@ impl Group {
     fn worker(&mut self) -> Node {
         self.started += 1;
         let dir = self.rig.dir.path().join(format!("worker-{}", self.started));
-        let data = dir.join("state");
-        std::fs::create_dir_all(&data).expect("a folder");
-        symlink(self.rig.dir.path().join("shared"), data.join("state")).expect("a link");
         self.start(&dir)
     }
 
     fn start(&self, dir: &Path) -> Node {
         let mut command = fieldstream();
-        command.arg("run").arg(&self.pipeline);
+        command.arg("run").arg(&self.pipeline).arg("--state").arg(self.rig.dir.path().join("shared"));
         Node::start(command, &self.rig.name, dir)
     }
 

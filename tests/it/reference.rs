@@ -9,10 +9,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::fleet::{self, Dice};
 use crate::node::{Ended, Node, eventually, fieldstream};
 use crate::oracle::{Answer, answer};
+use crate::services::service;
 
 fn example() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/examples/sensor-alerts.yaml")
@@ -24,6 +26,8 @@ struct Job {
     pipeline: PathBuf,
     lines: u64,
     answer: Answer,
+    /// Environment of the runs.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Job {
@@ -34,7 +38,7 @@ impl Job {
         let lines = fleet::write(&input, devices, seconds, seed);
         let answer = answer(&input);
         assert_eq!(answer.received, lines);
-        Self { dir, pipeline: example(), lines, answer }
+        Self { dir, pipeline: example(), lines, answer, environment: Vec::new() }
     }
 
     /// The same job with room for so many devices a partition: most of them lie on disk, most of the time.
@@ -56,6 +60,7 @@ impl Job {
         let var = |name: &str, path: &Path| format!("{name}={}", path.display());
         command.arg("run").arg(&self.pipeline).arg("--var").arg(var("input", &self.dir.path().join("in")));
         command.arg("--var").arg(var("output", &self.output()));
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -220,10 +225,9 @@ fn with_checkpoints_every(interval: &str, dir: &Path) -> PathBuf {
     path
 }
 
-#[test]
-fn killed_again_and_again_it_resumes_to_exactly_the_right_rows() {
-    let mut job = Job::new(300, 240, 11);
-    job.pipeline = with_checkpoints_every("50ms", job.dir.path());
+/// Kills runs at random moments and resumes them; the last one is left to its end.
+fn kill_and_resume(mut job: Job, interval: &str) {
+    job.pipeline = with_checkpoints_every(interval, job.dir.path());
     let mut dice = Dice::thrown();
     let mut kills = 0;
     for round in 0..8 {
@@ -245,6 +249,40 @@ fn killed_again_and_again_it_resumes_to_exactly_the_right_rows() {
     assert!(kills >= 2, "the input is too small to be killed in its middle");
     eprintln!("killed {kills} times");
     job.check(&job.run(&["--resume"]));
+}
+
+#[test]
+fn killed_again_and_again_it_resumes_to_exactly_the_right_rows() {
+    kill_and_resume(Job::new(300, 240, 11), "50ms");
+}
+
+#[test]
+fn killed_again_and_again_it_resumes_from_checkpoints_in_a_bucket() {
+    let Some(url) = service("FIELDSTREAM_TEST_S3") else { return };
+    let mut job = Job::new(300, 600, 13);
+    let place = format!("s3://fieldstream/{}/state", Uuid::new_v4());
+    job.environment = vec![
+        ("FIELDSTREAM_STATE", place.clone()),
+        ("AWS_ENDPOINT_URL", url),
+        ("AWS_ACCESS_KEY_ID", "fieldstream".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "fieldstream-secret".to_owned()),
+    ];
+    let (folder, environment) = (job.dir.path().join("state/state"), job.environment.clone());
+    let ask = |arguments: &[&str]| {
+        let output = fieldstream().args(arguments).envs(environment.clone()).output().expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let checks = move || {
+        assert!(!folder.exists(), "checkpoints lie in the bucket, not in {}", folder.display());
+        let listed = ask(&["checkpoint", "ls", "--json"]);
+        assert!(listed.lines().count() >= 4, "each partition has checkpoints: {listed}");
+        let checked = ask(&["state", "fsck", "--json"]);
+        assert!(checked.contains("usable") && !checked.contains("damaged"), "{checked}");
+    };
+    kill_and_resume(job, "300ms");
+    checks();
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream-checkpoint",
-        uses: &["arrow", "async-trait", "bytes", "crc32fast", "fieldstream-engine-api", "fieldstream-schemas", "futures", "object_store", "serde", "serde_json", "thiserror", "tokio", "tracing", "uuid"],
+        uses: &["arrow", "async-trait", "bytes", "crc32fast", "fieldstream-engine-api", "fieldstream-schemas", "futures", "object_store", "serde", "serde_json", "thiserror", "tokio", "tracing", "url", "uuid"],
         tests_use: &["proptest", "tempfile"],
         why: "a pure protocol and its store: no clock, no Kafka, no actix, no operators",
     },
@@ -89,7 +89,7 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream",
-        uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-checkpoint", "fieldstream-connectors", "fieldstream-journal", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tokio", "tracing", "tracing-subscriber"],
+        uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-checkpoint", "fieldstream-connectors", "fieldstream-journal", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tikv-jemallocator", "tokio", "tracing", "tracing-subscriber"],
         tests_use: &["arrow", "async-trait", "criterion", "fieldstream-engine-api", "memchr", "object_store", "rdkafka", "sqlx", "tempfile", "uuid"],
         why: "the command line and its own tests",
     },

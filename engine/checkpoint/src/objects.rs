@@ -65,9 +65,8 @@ impl Objects {
     }
 
     /// Any store with conditional put.
-    pub(crate) fn remote(store: Arc<dyn ObjectStore>) -> Self {
-        let location = store.to_string().into();
-        Self { store, local: None, location, _lock: None }
+    pub(crate) fn remote(store: Arc<dyn ObjectStore>, location: &str) -> Self {
+        Self { store, local: None, location: location.into(), _lock: None }
     }
 
     /// Creates one key twice: the second time must be refused.

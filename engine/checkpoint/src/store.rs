@@ -92,10 +92,11 @@ impl CheckpointStore {
     /// # Errors
     /// If it cannot be reached, or does not refuse to create a key twice.
     pub async fn open_remote(store: Arc<dyn ObjectStore>) -> Result<Self, StoreError> {
-        Self::probed(Objects::remote(store)).await
+        let location = store.to_string();
+        Self::probed(Objects::remote(store, &location)).await
     }
 
-    async fn probed(objects: Objects) -> Result<Self, StoreError> {
+    pub(crate) async fn probed(objects: Objects) -> Result<Self, StoreError> {
         objects.probe().await?;
         Ok(Self { objects })
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use actix::{Actor, Addr, Arbiter};
-use fieldstream_checkpoint::{CheckpointStore, StoreError};
+use fieldstream_checkpoint::{CheckpointStore, Location, StoreError};
 use fieldstream_journal::{Journal, JournalError, JournalOptions};
 use tokio::sync::OnceCell;
 
@@ -17,8 +17,10 @@ use crate::shard::Shard;
 /// Settings of a node. Flags and environment, not pipeline fields.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Where state lies.
+    /// Where the journal lies, what is passivated, and checkpoints unless `state` says otherwise.
     pub data_dir: PathBuf,
+    /// Where checkpoints lie: a place that all workers of a group see. `None` for the folder `state` in `data_dir`.
+    pub state: Option<Location>,
     /// Shards, one per core.
     pub shards: usize,
     /// Payload bytes that may wait for each partition.
@@ -45,6 +47,7 @@ impl EngineOptions {
         let shards = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             data_dir,
+            state: None,
             shards,
             queue_bytes: 4 << 20,
             output_bytes: 64 << 20,
@@ -81,7 +84,10 @@ impl Engine {
     /// # Errors
     /// If the data directory cannot be used.
     pub async fn start(options: EngineOptions, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        let store = CheckpointStore::open(&options.data_dir.join("state")).await?;
+        let store = match &options.state {
+            Some(location) => CheckpointStore::open_at(location).await?,
+            None => CheckpointStore::open(&options.data_dir.join("state")).await?,
+        };
         let arbiters: Vec<Arbiter> = (0..options.shards.max(1)).map(|_| Arbiter::new()).collect();
         let shards = arbiters.iter().map(|arbiter| Shard::start_in_arbiter(&arbiter.handle(), |_| Shard::default())).collect();
         let tight = watch_budget(&clock, options.memory_budget);
