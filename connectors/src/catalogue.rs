@@ -1,6 +1,6 @@
-//! The sources and sinks a pipeline may name.
+//! The sources, journals and sinks a pipeline may name.
 
-use fieldstream_engine_api::{SinkKind, SourceKind};
+use fieldstream_engine_api::{JournalKind, SinkKind, SourceKind};
 
 /// One line per source.
 pub static SOURCES: &[SourceKind] = &[
@@ -12,6 +12,12 @@ pub static SOURCES: &[SourceKind] = &[
     crate::kafka::SOURCE,
     #[cfg(feature = "mqtt")]
     crate::mqtt::SOURCE,
+];
+
+/// One line per log that may stand for the node's journal.
+pub static JOURNALS: &[JournalKind] = &[
+    #[cfg(feature = "kafka")]
+    crate::kafka::JOURNAL,
 ];
 
 /// One line per sink.

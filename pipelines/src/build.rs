@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_engine_api::catalogue::SourceBuild;
-use fieldstream_engine_api::{BuildContext, ConnectContext, Shared, SinkInput};
+use fieldstream_engine_api::{BuildContext, ConnectContext, Receiver, Shared, SinkInput};
 use fieldstream_operators::batch::BatchConfig;
-use fieldstream_runtime::spec::{GraphSpec, Input, OperatorSpec, PipelineParts, PipelineSpec, SinkBox, SinkSpec, SourceSpec};
-use fieldstream_schemas::decode::Decoder;
+use fieldstream_runtime::spec::{
+    DecoderFactory, GraphSpec, Input, OperatorSpec, PipelineParts, PipelineSpec, SinkBox, SinkSpec, SourceSpec,
+};
+use fieldstream_schemas::decode::{DecodeConfig, Decoder, Format};
 use serde_json::Value;
 
 use crate::code::Code;
@@ -41,7 +43,14 @@ pub fn build(plan: &Plan, options: &BuildOptions) -> Result<PipelineParts, Probl
         }
     }
     match input {
-        Some(input) if problems.is_empty() => Ok(PipelineParts { spec: spec(plan), input, sinks }),
+        Some(input) if problems.is_empty() => {
+            let mut spec = spec(plan);
+            if matches!(input, Input::Gateway { .. }) {
+                // What is read is what was written: receivers decode before.
+                spec.sources.iter_mut().for_each(|source| source.decoder = decoder(&canonical()));
+            }
+            Ok(PipelineParts { spec, input, sinks })
+        }
         _ => Err(problems),
     }
 }
@@ -92,14 +101,35 @@ fn input(plan: &Plan, options: &BuildOptions, shared: &Shared, problems: &mut Pr
             },
         }
     }
-    problems.is_empty().then_some(Input::Receivers(receivers))
+    let Some(journal) = &plan.journal else { return problems.is_empty().then_some(Input::Receivers(receivers)) };
+    let names: Vec<Arc<str>> = plan.sources.iter().map(|source| Arc::clone(&source.name)).collect();
+    match (journal.kind.build)(&journal.options, &names, &context(plan, &Arc::from("journal"), options, shared)) {
+        Ok(journal) => {
+            let decoding =
+                |(index, receiver): (usize, Box<dyn Receiver>)| Some((index, receiver, decoder(&plan.sources.get(index)?.decode)()));
+            let receivers = receivers.into_iter().filter_map(decoding).collect();
+            problems.is_empty().then_some(Input::Gateway { receivers, journal })
+        }
+        Err(errors) => {
+            problems.extend(plan.document.problems(Code::Options, &journal.options_at, &errors));
+            None
+        }
+    }
+}
+
+/// Readings as this product writes them.
+fn canonical() -> DecodeConfig {
+    DecodeConfig { format: Format::Canonical, ..DecodeConfig::default() }
+}
+
+/// Makes decoders of a configuration of which the planner has built one.
+fn decoder(config: &DecodeConfig) -> DecoderFactory {
+    let config = config.clone();
+    Arc::new(move || Decoder::new(&config).unwrap_or_else(|_| unreachable!("checked by the planner")))
 }
 
 fn source_spec(source: &PlannedSource) -> SourceSpec {
-    let decode = source.decode.clone();
-    // The planner has built a decoder of this configuration.
-    let decoder = move || Decoder::new(&decode).unwrap_or_else(|_| unreachable!("checked by the planner"));
-    SourceSpec { name: Arc::clone(&source.name), decoder: Arc::new(decoder) }
+    SourceSpec { name: Arc::clone(&source.name), decoder: decoder(&source.decode) }
 }
 
 fn operator_spec(operator: &PlannedOperator) -> OperatorSpec {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::digest::digest;
-use crate::plan::{Plan, PlannedOperator, PlannedSource};
+use crate::plan::{Plan, PlannedJournal, PlannedOperator, PlannedSource};
 
 /// What becomes of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -110,6 +110,10 @@ pub fn change(old: &Plan, new: &Plan) -> Change {
     let written = |plan: &Plan, at: &str| plan.document.as_written(at).unwrap_or_default();
     let source = |plan: &Plan, s: &PlannedSource| json!([s.kind.name, written(plan, node_of(&s.options_at))]);
     let part = |sort, name: &str, kind, fate| PartChange { sort, name: name.to_owned(), kind, fate, states: Vec::new() };
+    let journals = (old.journal.as_ref().map(|j| journal(old, j)), new.journal.as_ref().map(|j| (j.kind.name, journal(new, j))));
+    if let (Some(before), Some((kind, now))) = journals {
+        parts.push(part("journal", kind, kind, fate(Some(before), &now)));
+    }
     for now in &new.sources {
         let before = old.sources.iter().find(|s| s.name == now.name);
         parts.push(part("source", &now.name, now.kind.name, fate(before.map(|s| source(old, s)), &source(new, now))));
@@ -149,6 +153,11 @@ fn operator(plan: &Plan, operator: &PlannedOperator) -> Value {
 pub(crate) fn sink(plan: &Plan, sink: &crate::plan::PlannedSink) -> Value {
     let inputs: Vec<&str> = sink.inputs.iter().map(|(_, input)| &*input.name).collect();
     json!([sink.kind.name, inputs, plan.document.as_written(node_of(&sink.options_at))])
+}
+
+/// What stands for the journal, as written.
+pub(crate) fn journal(plan: &Plan, journal: &PlannedJournal) -> Value {
+    json!([journal.kind.name, plan.document.as_written(&journal.options_at)])
 }
 
 fn fate(before: Option<Value>, now: &Value) -> Fate {
@@ -198,9 +207,10 @@ fn refused(old: &Plan, new: &Plan) -> Vec<String> {
         refused.push(format!("it is the pipeline `{}`, not `{}`: another name is another pipeline", new.name, old.name));
     }
     let log = |plan: &Plan| {
-        let source = plan.sources.iter().find(|source| source.is_log())?;
-        let names = source.kind.log_options.iter().map(|option| source.options.get(option).cloned().unwrap_or_default());
-        Some((source.kind.name, names.collect::<Vec<Value>>()))
+        let source = plan.sources.iter().find(|s| s.is_log()).map(|s| (s.kind.name, s.kind.log_options, &s.options));
+        let journal = plan.journal.as_ref().map(|j| (j.kind.name, j.kind.log_options, &j.options));
+        let (kind, names, options) = source.or(journal)?;
+        Some((kind, names.iter().map(|option| options.get(option).cloned().unwrap_or_default()).collect::<Vec<Value>>()))
     };
     let (was, is) = (log(old), log(new));
     if was != is {

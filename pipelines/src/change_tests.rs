@@ -178,6 +178,20 @@ fn another_log_or_pipeline_is_refused() {
 }
 
 #[test]
+fn a_topic_for_the_journal_is_another_log_and_another_broker_of_it_is_not() {
+    let journal = |brokers: &str, topic: &str| format!("journal: {{ kafka: {{ brokers: [\"{brokers}\"], topic: {topic} }} }}\nsources:\n");
+    let with = |brokers: &str, topic: &str| plan(&FILE.replace("sources:\n", &journal(brokers, topic)));
+    let (old, moved) = (with("a:1", "t"), with("b:1", "t"));
+    let other = "Give it another pipeline name";
+    let refused = |from: &Plan, to: &Plan| change(from, to).refused.join("; ");
+    assert!(refused(&plan(FILE), &old).starts_with("it reads another log (kafka [\"t\"] instead of the journal)"));
+    assert!(refused(&old, &with("a:1", "u")).contains(other) && refused(&old, &plan(FILE)).contains(other));
+    assert_eq!(refused(&old, &moved), "");
+    assert!(change(&old, &moved).to_string().contains("journal kafka (kafka) changes"));
+    assert_ne!(crate::receivers(&old), crate::receivers(&moved), "receivers that run write to the brokers they know");
+}
+
+#[test]
 fn receivers_are_the_same_unless_something_of_them_changes() {
     let of = |text: &str| crate::receivers(&plan(text));
     assert_eq!(of(FILE), of(&FILE.replace("above: 40", "above: 50")));

@@ -243,6 +243,9 @@ pub struct FileConfig {
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// The log that receivers write to instead of the node's own journal.
+    #[serde(default)]
+    pub journal: Option<JournalConfig>,
     /// Where readings come from: one log, or any number of receivers.
     pub sources: BTreeMap<String, SourceConfig>,
     /// What happens to them.
@@ -260,6 +263,11 @@ pub struct FileConfig {
     #[serde(default)]
     pub tests: Vec<TestConfig>,
 }
+
+/// A topic instead of the node's own journal: one kind with its options (`kafka: {...}`).
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JournalConfig {}
 
 /// A source: one kind with its options (`mqtt: {...}`), and how its payloads are read.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::change::{self, node_of};
 use crate::plan::{Plan, PlannedSource};
 
-/// One line `part=hash` for event time, each source, operator and sink, in plan order. The text of a part is its kind, its inputs
+/// One line `part=hash` for event time, what stands for the journal, each source, operator and sink, in plan order. The text of a part is its kind, its inputs
 /// and its options, maps in the order of the file. Options of operators are resolved, with secrets left out; those of sources
 /// and sinks stand as they are written, since their references name servers and passwords.
 #[must_use]
@@ -20,6 +20,9 @@ pub fn digest(plan: &Plan) -> String {
         let _ = writeln!(lines, "{part}={:016x}", fnv1a(text.as_bytes()));
     };
     line("time", &json!(format!("{:?}", plan.time)));
+    if let Some(journal) = &plan.journal {
+        line("journal", &change::journal(plan, journal));
+    }
     for source in &plan.sources {
         let at = format!("/sources/{}", source.name);
         line(&format!("source {}", source.name), &json!([source.kind.name, plan.document.as_written(&at)]));
@@ -34,13 +37,15 @@ pub fn digest(plan: &Plan) -> String {
     lines
 }
 
-/// What the plan's receivers are, decoding included: between two plans with one text they need not be interrupted. Empty for a log.
+/// What the plan's receivers are, decoding and what stands for the journal included: between two plans with one text they need not be
+/// interrupted. Empty for a log.
 #[must_use]
 pub fn receivers(plan: &Plan) -> String {
     let receivers = plan.sources.iter().filter(|source| !source.is_log());
     let written =
         |s: &PlannedSource| json!([s.name, s.kind.name, plan.document.as_written(node_of(&s.options_at)), plan.max_devices_per_source]);
-    receivers.map(|s| written(s).to_string()).collect::<Vec<_>>().join("\n")
+    let journal = plan.journal.iter().map(|journal| change::journal(plan, journal).to_string());
+    receivers.map(|s| written(s).to_string()).chain(journal).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

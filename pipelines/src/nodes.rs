@@ -1,11 +1,13 @@
 //! A document to its nodes: names, kinds, options and the fields all nodes of a sort share. Kinds are looked up, not checked.
 
-use fieldstream_engine_api::{ConfigErrors, OperatorKind, SinkKind, SourceKind};
+use fieldstream_engine_api::{ConfigErrors, JournalKind, OperatorKind, SinkKind, SourceKind};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::code::Code;
-use crate::config::{CheckpointConfig, DeadLetterConfig, LimitsConfig, OperatorConfig, SinkConfig, SourceConfig, TestConfig, TimeConfig};
+use crate::config::{
+    CheckpointConfig, DeadLetterConfig, JournalConfig, LimitsConfig, OperatorConfig, SinkConfig, SourceConfig, TestConfig, TimeConfig,
+};
 use crate::document::{Document, Outcome, read_value};
 use crate::problem::{Problems, did_you_mean};
 use crate::yaml::pointer_segment;
@@ -17,6 +19,8 @@ pub struct Catalogue<'a> {
     pub operators: &'a [OperatorKind],
     /// Sources.
     pub sources: &'a [SourceKind],
+    /// Logs that may stand for the journal.
+    pub journals: &'a [JournalKind],
     /// Sinks.
     pub sinks: &'a [SinkKind],
 }
@@ -28,6 +32,7 @@ impl Catalogue<'static> {
         Self {
             operators: fieldstream_operators::catalogue::OPERATORS,
             sources: fieldstream_connectors::catalogue::SOURCES,
+            journals: fieldstream_connectors::catalogue::JOURNALS,
             sinks: fieldstream_connectors::catalogue::SINKS,
         }
     }
@@ -61,6 +66,8 @@ pub struct Config {
     pub time: TimeConfig,
     /// Bounds.
     pub limits: LimitsConfig,
+    /// What stands for the journal.
+    pub journal: Option<RawNode<JournalKind, JournalConfig>>,
     /// Sources in file order.
     pub sources: Vec<RawNode<SourceKind, SourceConfig>>,
     /// Operators in file order.
@@ -77,8 +84,21 @@ pub struct Config {
     pub unreadable: Vec<String>,
 }
 
-const SECTIONS: [&str; 12] =
-    ["version", "pipeline", "vars", "checkpoint", "time", "limits", "sources", "operators", "sinks", "dead_letter", "discard", "tests"];
+const SECTIONS: [&str; 13] = [
+    "version",
+    "pipeline",
+    "vars",
+    "checkpoint",
+    "time",
+    "limits",
+    "journal",
+    "sources",
+    "operators",
+    "sinks",
+    "dead_letter",
+    "discard",
+    "tests",
+];
 
 struct Reader<'a> {
     document: &'a Document,
@@ -95,6 +115,7 @@ pub fn read(document: &Document, catalogue: &Catalogue<'_>) -> (Config, Problems
         checkpoint: reader.section("checkpoint").unwrap_or_default(),
         time: reader.section("time").unwrap_or_default(),
         limits: reader.section("limits").unwrap_or_default(),
+        journal: reader.journal(catalogue.journals),
         sources: reader.nodes("sources", "source", catalogue.sources, |k| k.name),
         operators: reader.nodes("operators", "operator", catalogue.operators, |k| k.name),
         sinks: reader.nodes("sinks", "sink", catalogue.sinks, |k| k.name),
@@ -200,6 +221,11 @@ impl Reader<'_> {
         nodes
     }
 
+    fn journal(&mut self, kinds: &[JournalKind]) -> Option<RawNode<JournalKind, JournalConfig>> {
+        let value = self.document.root.get("journal")?.to_value();
+        self.node("journal", "/journal", "journal", value, kinds, |k| k.name)
+    }
+
     fn dead_letter(&mut self, kinds: &[SinkKind]) -> Option<RawNode<SinkKind, DeadLetterConfig>> {
         let value = self.document.root.get("dead_letter")?.to_value();
         let node = self.node("dead_letter", "/dead_letter", "dead letter", value, kinds, |k| k.name);
@@ -260,6 +286,10 @@ impl Reader<'_> {
 /// Names of the fields that every node of a sort shares.
 pub(crate) trait Fields {
     const FIELDS: &'static [&'static str];
+}
+
+impl Fields for JournalConfig {
+    const FIELDS: &'static [&'static str] = &[];
 }
 
 impl Fields for SourceConfig {

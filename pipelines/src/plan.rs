@@ -18,7 +18,7 @@ use crate::code::Code;
 use crate::config::{SourceConfig, TestConfig};
 use crate::document::{Document, Outcome};
 use crate::nodes::{Catalogue, Config, RawNode};
-pub use crate::planned::{PlannedOperator, PlannedSink, PlannedSource, SlotBytes};
+pub use crate::planned::{PlannedJournal, PlannedOperator, PlannedSink, PlannedSource, SlotBytes};
 use crate::problem::{Problem, Problems, Severity, did_you_mean};
 use crate::wiring::{Ports, sort_operators};
 
@@ -27,6 +27,8 @@ use crate::wiring::{Ports, sort_operators};
 pub struct Plan {
     /// Name of the pipeline.
     pub name: Arc<str>,
+    /// What stands for the journal; `None` for the node's own.
+    pub journal: Option<PlannedJournal>,
     /// One log, or receivers.
     pub sources: Vec<PlannedSource>,
     /// In topological order.
@@ -86,6 +88,7 @@ pub fn plan(document: &Document, config: &Config, catalogue: &Catalogue<'_>, mut
     let mut planner = Planner { document, config, problems: Vec::new(), ports: Ports::new(&config.unreadable) };
     planner.distinct_names();
     let sources = planner.sources();
+    let journal = planner.journal(&sources);
     let operators = planner.operators();
     let mut sinks = planner.sinks();
     sinks.extend(planner.dead_letter());
@@ -96,6 +99,7 @@ pub fn plan(document: &Document, config: &Config, catalogue: &Catalogue<'_>, mut
     let wrong = problems.iter().any(|p| p.severity == Severity::Error);
     let plan = (!wrong).then(|| Plan {
         name: config.name.as_str().into(),
+        journal,
         sources,
         sinks,
         time: TimeSpec {
@@ -203,6 +207,16 @@ impl Planner<'_> {
             });
         }
         planned
+    }
+
+    fn journal(&mut self, sources: &[PlannedSource]) -> Option<PlannedJournal> {
+        let node = self.config.journal.as_ref()?;
+        if let Some(log) = sources.iter().find(|source| source.is_log()) {
+            let message = format!("`{}` is a log: nothing would be written to the journal", log.name);
+            self.error(Code::OneLog, &node.at, &message, Some("leave `journal` out; it is for receivers such as mqtt".to_owned()));
+        }
+        let (_, options) = self.check(&node.options_at, &node.options, node.kind.check)?;
+        Some(PlannedJournal { kind: node.kind, options, options_at: node.options_at.clone() })
     }
 
     fn decoder(&mut self, node: &RawNode<SourceKind, SourceConfig>) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fieldstream_engine_api::catalogue::{OperatorKind, SinkKind, SourceBuild, SourceKind};
+use fieldstream_engine_api::catalogue::{JournalKind, OperatorKind, SinkKind, SourceBuild, SourceKind};
 use fieldstream_engine_api::{Edge, Guarantee, Output, SinkInput, Space};
 use fieldstream_runtime::shape::StateShape;
 use fieldstream_runtime::spec::{Gather, PortRef};
@@ -22,6 +22,17 @@ pub struct PlannedSource {
     pub options_at: String,
     /// How payloads are read.
     pub decode: DecodeConfig,
+}
+
+/// What stands for the node's journal.
+#[derive(Clone, Debug)]
+pub struct PlannedJournal {
+    /// Its kind.
+    pub kind: JournalKind,
+    /// Its options, checked.
+    pub options: Value,
+    /// JSON pointer to the options.
+    pub options_at: String,
 }
 
 impl PlannedSource {

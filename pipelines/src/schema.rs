@@ -15,8 +15,10 @@ pub fn schema(catalogue: &Catalogue<'_>) -> Value {
     };
     let sinks: Vec<_> = catalogue.sinks.iter().map(|k| (k.name, k.about, k.schema)).collect();
     let sources: Vec<_> = catalogue.sources.iter().map(|k| (k.name, k.about, k.schema)).collect();
+    let journals: Vec<_> = catalogue.journals.iter().map(|k| (k.name, k.about, k.schema)).collect();
     let operators: Vec<_> = catalogue.operators.iter().map(|k| (k.name, k.about, k.schema)).collect();
     add_kinds(&mut defs, "SourceConfig", "source", &sources);
+    add_kinds(&mut defs, "JournalConfig", "journal", &journals);
     add_kinds(&mut defs, "OperatorConfig", "operator", &operators);
     add_kinds(&mut defs, "SinkConfig", "sink", &sinks);
     add_kinds(&mut defs, "DeadLetterConfig", "sink", &sinks);

@@ -1,7 +1,8 @@
 //! Payloads as a log or receiver hands them over, and what decoding makes of them.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
@@ -17,6 +18,28 @@ pub const CODE_TIMESTAMP: &str = "timestamp";
 pub const CODE_SIZE: &str = "payload_size";
 /// Code of a payload with more readings than the source takes.
 pub const CODE_ROWS: &str = "payload_rows";
+
+/// Distinct codes of rejects read back from a log that are kept in memory for the life of the process.
+const MOST_CODES: usize = 1024;
+
+/// The code as a name that lives as long as the process. Codes are few: who rejects names them in the source.
+#[must_use]
+pub fn known_code(code: &str) -> &'static str {
+    static SEEN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    if let Some(known) = [CODE_PARSE, CODE_TIMESTAMP].into_iter().find(|k| *k == code) {
+        return known;
+    }
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = seen.get(code) {
+        return known;
+    }
+    if seen.len() >= MOST_CODES {
+        return CODE_PARSE;
+    }
+    let known: &'static str = Box::leak(code.to_owned().into_boxed_str());
+    seen.insert(known);
+    known
+}
 
 /// One payload of a [`PayloadBlock`].
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +67,8 @@ pub struct PayloadBlock {
     pub topics: Option<Vec<Arc<str>>>,
     /// Where records say they come from, one per entry, where the source asks for it: values of [`crate::origin::HEADER`].
     pub origins: Option<Vec<Option<Bytes>>>,
+    /// What was found to be undecodable before it came into the log, in log order; it has no entry.
+    pub refused: Vec<Reject>,
 }
 
 impl PayloadBlock {
@@ -67,7 +92,8 @@ impl PayloadBlock {
     #[must_use]
     pub fn split_below(&mut self, offset: u64) -> Option<Self> {
         let count = self.entries.partition_point(|e| e.offset < offset);
-        if count == 0 {
+        let refused = self.refused.partition_point(|r| r.position.offset < offset);
+        if count + refused == 0 {
             return None;
         }
         let entries = self.entries.split_off(count);
@@ -77,6 +103,7 @@ impl PayloadBlock {
             keys: self.keys.as_mut().map(|keys| split_front(keys, count)),
             topics: self.topics.as_mut().map(|topics| split_front(topics, count)),
             origins: self.origins.as_mut().map(|origins| split_front(origins, count)),
+            refused: split_front(&mut self.refused, refused),
         })
     }
 }
@@ -97,16 +124,18 @@ impl PayloadBlock {
     pub fn join(blocks: &[Self]) -> Option<Self> {
         let size: usize = blocks.iter().map(|block| block.data.len()).sum();
         i32::try_from(size).ok()?;
-        let first = blocks.first()?;
+        let is_empty = |block: &&Self| block.entries.is_empty();
+        let first = blocks.iter().find(|block| !is_empty(block)).or(blocks.first())?;
         let mut joined = Self {
             data: Bytes::new(),
             entries: Vec::with_capacity(blocks.iter().map(|block| block.entries.len()).sum()),
             keys: first.keys.as_ref().map(|_| Vec::new()),
             topics: first.topics.as_ref().map(|_| Vec::new()),
             origins: first.origins.as_ref().map(|_| Vec::new()),
+            refused: blocks.iter().flat_map(|block| block.refused.iter().cloned()).collect(),
         };
         let mut data = Vec::with_capacity(size);
-        for block in blocks {
+        for block in blocks.iter().filter(|block| !is_empty(block)) {
             let start = data.len() as u32;
             data.extend_from_slice(&block.data);
             joined.entries.extend(block.entries.iter().map(|entry| PayloadEntry { start: entry.start + start, ..*entry }));

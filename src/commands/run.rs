@@ -145,6 +145,8 @@ fn ends_by_itself(plan: &Plan, parts: &PipelineParts) -> bool {
     let limited = |options: &serde_json::Value| ["count", "duration"].iter().any(|limit| options.get(limit).is_some_and(|v| !v.is_null()));
     match &parts.input {
         Input::Log { finite, .. } => *finite,
+        // Others may write to the topic for ever.
+        Input::Gateway { .. } => false,
         Input::Receivers(_) => plan.sources.iter().all(|source| source.kind.name == "generator" && limited(&source.options)),
     }
 }

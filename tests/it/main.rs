@@ -3,6 +3,7 @@
 
 mod chaos;
 mod fleet;
+mod gateways;
 mod golden;
 mod golden_state;
 mod kafka_alerts;

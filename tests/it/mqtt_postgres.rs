@@ -1,4 +1,5 @@
-//! `mqtt-to-timescale.yaml` with a real broker and a real database: every reading once, whatever is killed or stopped.
+//! `mqtt-to-timescale.yaml` with a real broker and a real database: every reading once, whatever is killed or stopped, with the node's own
+//! journal and with a Kafka topic that stands for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,15 @@ use crate::services::{self, Control, Database, service};
 const PIPELINE: &str = "mqtt-to-timescale";
 const DEVICES: usize = 20;
 
+/// What receivers write to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Journal {
+    /// The journal of the node.
+    Node,
+    /// `journal: kafka`.
+    Kafka,
+}
+
 /// A pipeline of a test's own between services that all tests share.
 struct Rig {
     dir: TempDir,
@@ -35,12 +45,15 @@ struct Rig {
 }
 
 impl Rig {
-    fn new() -> Option<Self> {
+    fn new(journal: Journal) -> Option<Self> {
         let mqtt = service("FIELDSTREAM_TEST_MQTT")?;
         let name = format!("it_{}", uuid::Uuid::new_v4().simple());
         let database = Database::new(&name)?;
         let dir = tempfile::tempdir().expect("a directory");
         let pipeline = variant(&name, dir.path());
+        if journal == Journal::Kafka {
+            journal_in_kafka(&pipeline, &name, &service("FIELDSTREAM_TEST_KAFKA")?);
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_millis() as u64;
         // Whole minutes of the last hours: nothing is in the future, and windows are whole.
         let start_ms = (now / 60_000 - 180) * 60_000;
@@ -213,6 +226,14 @@ fn variant(name: &str, dir: &Path) -> PathBuf {
     path
 }
 
+/// Lets a topic of the test's own stand for the journal. A named member of the group has its partitions back at once after a kill.
+fn journal_in_kafka(pipeline: &Path, name: &str, brokers: &str) {
+    let text = std::fs::read_to_string(pipeline).expect("the pipeline is there");
+    let journal = format!("journal: {{ kafka: {{ brokers: [\"{brokers}\"], topic: {name}, partitions: 4, instance: {name} }} }}\n");
+    assert!(text.contains("\nsources:\n"));
+    std::fs::write(pipeline, text.replacen("\nsources:\n", &format!("\n{journal}\nsources:\n"), 1)).expect("the pipeline is written");
+}
+
 fn reading(ms: u64, value: f64) -> Vec<u8> {
     json!({ "sensorId": "t", "sensorType": "temperature", "timestamp": ms, "value": value, "unit": "Cel", "quality": 0.9 })
         .to_string()
@@ -223,10 +244,9 @@ fn rejected(ledger: &Value) -> u64 {
     ledger["dead_lettered"].as_object().map_or(0, |codes| codes.values().filter_map(Value::as_u64).sum())
 }
 
-#[test]
-fn every_reading_is_a_row_and_sigterm_drains() {
+fn drains(journal: Journal) {
     let _services = services::shared();
-    let Some(mut rig) = Rig::new() else { return };
+    let Some(mut rig) = Rig::new(journal) else { return };
     let mut node = rig.start();
     publish(&rig.mqtt.clone(), rig.messages(1, 200)).finish();
     rig.check(&mut node);
@@ -253,10 +273,9 @@ fn every_reading_is_a_row_and_sigterm_drains() {
     rig.stop(node);
 }
 
-#[test]
-fn killed_in_mid_run_it_stores_every_reading_once() {
+fn killed(journal: Journal) {
     let _services = services::shared();
-    let Some(mut rig) = Rig::new() else { return };
+    let Some(mut rig) = Rig::new(journal) else { return };
     let mut node = rig.start();
     let publishing = publish(&rig.mqtt.clone(), rig.messages(1, 400));
     let mut dice = Dice::thrown();
@@ -273,11 +292,10 @@ fn killed_in_mid_run_it_stores_every_reading_once() {
     rig.stop(node);
 }
 
-#[test]
-fn a_broker_stopped_in_mid_run_loses_nothing() {
+fn broker_stopped(journal: Journal) {
     let Some(control) = Control::new() else { return };
     let _services = services::alone();
-    let Some(mut rig) = Rig::new() else { return };
+    let Some(mut rig) = Rig::new(journal) else { return };
     let mut node = rig.start();
     let publishing = publish(&rig.mqtt.clone(), rig.messages(1, 400));
     node.until("some rows", |l| l["settled"].as_u64() > Some(1));
@@ -291,11 +309,10 @@ fn a_broker_stopped_in_mid_run_loses_nothing() {
     rig.stop(node);
 }
 
-#[test]
-fn a_database_that_goes_away_in_mid_run_loses_nothing() {
+fn database_away(journal: Journal) {
     let Some(control) = Control::new() else { return };
     let _services = services::alone();
-    let Some(mut rig) = Rig::new() else { return };
+    let Some(mut rig) = Rig::new(journal) else { return };
     let mut node = rig.start();
     for (from, verb) in [(1, "stop"), (221, "kill")] {
         let before = rig.good.len() as u64;
@@ -314,10 +331,9 @@ fn a_database_that_goes_away_in_mid_run_loses_nothing() {
     rig.stop(node);
 }
 
-#[test]
-fn dead_letters_are_redriven_once() {
+fn redriven(journal: Journal) {
     let _services = services::shared();
-    let Some(mut rig) = Rig::new() else { return };
+    let Some(mut rig) = Rig::new(journal) else { return };
     let mut node = rig.start();
     publish(&rig.mqtt.clone(), rig.messages(1, 60)).finish();
     rig.check(&mut node);
@@ -334,4 +350,79 @@ fn dead_letters_are_redriven_once() {
     rig.check(&mut node);
     assert_eq!(rig.redrive(), format!("0 sent again, {refused} had been before, 0 cannot be sent there\n"));
     rig.stop(node);
+}
+
+#[test]
+fn every_reading_is_a_row_and_sigterm_drains() {
+    drains(Journal::Node);
+}
+
+#[test]
+fn killed_in_mid_run_it_stores_every_reading_once() {
+    killed(Journal::Node);
+}
+
+#[test]
+fn a_broker_stopped_in_mid_run_loses_nothing() {
+    broker_stopped(Journal::Node);
+}
+
+#[test]
+fn a_database_that_goes_away_in_mid_run_loses_nothing() {
+    database_away(Journal::Node);
+}
+
+#[test]
+fn dead_letters_are_redriven_once() {
+    redriven(Journal::Node);
+}
+
+/// The same, with a topic that stands for the journal.
+mod by_way_of_kafka {
+    use super::*;
+
+    #[test]
+    fn every_reading_is_a_row_and_sigterm_drains() {
+        drains(Journal::Kafka);
+    }
+
+    #[test]
+    fn killed_in_mid_run_it_stores_every_reading_once() {
+        killed(Journal::Kafka);
+    }
+
+    #[test]
+    fn a_broker_stopped_in_mid_run_loses_nothing() {
+        broker_stopped(Journal::Kafka);
+    }
+
+    #[test]
+    fn a_database_that_goes_away_in_mid_run_loses_nothing() {
+        database_away(Journal::Kafka);
+    }
+
+    #[test]
+    fn dead_letters_are_redriven_once() {
+        redriven(Journal::Kafka);
+    }
+
+    #[test]
+    fn a_journal_that_goes_away_in_mid_run_holds_sources_back_and_loses_nothing() {
+        let Some(control) = Control::new() else { return };
+        let _services = services::alone();
+        let Some(mut rig) = Rig::new(Journal::Kafka) else { return };
+        let mut node = rig.start();
+        let publishing = publish(&rig.mqtt.clone(), rig.messages(1, 200));
+        node.until("some rows", |l| l["settled"].as_u64() > Some(1));
+        let stopped = control.down("stop", "kafka");
+        publish(&rig.mqtt.clone(), rig.messages(201, 20)).finish();
+        publishing.finish();
+        eventually("it says that the journal does not answer", || {
+            node.body("/readyz").filter(|body| body.contains("journal") && body.contains("not acknowledged"))
+        });
+        stopped.start();
+        rig.check(&mut node);
+        eventually("it is ready again", || node.get("/readyz"));
+        rig.stop(node);
+    }
 }

@@ -130,7 +130,7 @@ fn a_full_journal_refuses_says_so_and_goes_on_by_itself() {
     frozen.thaw();
     let ended = all_stored(node, "full");
     assert_eq!(database.count("readings"), READINGS);
-    assert!(ended.stderr.contains("the journal has room again"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the journal takes what is received again"), "{}", ended.stderr);
 }
 
 const LIMITED: &str = r#"

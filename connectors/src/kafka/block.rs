@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fieldstream_engine_api::{LogBatch, Payloads};
-use fieldstream_schemas::{PayloadBlock, PayloadEntry};
+use fieldstream_schemas::{PayloadBlock, PayloadEntry, Position, Reject};
 
 /// Most records of a block.
 const RECORDS: usize = 8192;
@@ -38,7 +38,10 @@ pub(crate) struct BlockBuilder {
     entries: Vec<PayloadEntry>,
     keys: Vec<Option<Bytes>>,
     origins: Vec<Option<Bytes>>,
+    refused: Vec<Reject>,
     append_us: Option<i64>,
+    /// First offset after what was put in.
+    next: Option<u64>,
 }
 
 impl BlockBuilder {
@@ -58,22 +61,36 @@ impl BlockBuilder {
         if wanted.origins {
             self.origins.push(record.origin.map(Bytes::copy_from_slice));
         }
-        self.append_us = self.append_us.max(Some(record.append_us));
+        self.pass(record.offset, record.append_us);
         self.entries.len() >= RECORDS || self.data.len() >= BYTES
+    }
+
+    /// Appends a payload that its receiver found undecodable; true when the block should be taken now.
+    pub(crate) fn refuse(&mut self, record: Record<'_>, code: &'static str, message: String) -> bool {
+        let payload = Bytes::copy_from_slice(record.payload);
+        self.refused.push(Reject { position: Position::new(record.offset, 0), code, message, payload });
+        self.pass(record.offset, record.append_us);
+        self.refused.len() >= RECORDS || self.refused.iter().map(|r| r.payload.len()).sum::<usize>() >= BYTES
+    }
+
+    /// Takes note of a record that is not in the block.
+    pub(crate) fn pass(&mut self, offset: u64, append_us: i64) {
+        self.append_us = self.append_us.max(Some(append_us));
+        self.next = Some(offset + 1);
     }
 
     /// True when there is nothing to take.
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.next.is_none()
     }
 
-    /// The batch of what was pushed, which leaves the builder empty; `None` when there is nothing.
+    /// The batch of what was put in, which leaves the builder empty; `None` when there is nothing.
     pub(crate) fn take(&mut self, partition: u32, source: &Arc<str>) -> Option<LogBatch> {
-        let last = self.entries.last()?.offset;
-        let Self { data, entries, keys, origins, append_us } = std::mem::take(self);
+        let next_offset = self.next?;
+        let Self { data, entries, keys, origins, refused, append_us, .. } = std::mem::take(self);
         let (keys, origins) = ((!keys.is_empty()).then_some(keys), (!origins.is_empty()).then_some(origins));
-        let block = PayloadBlock { data: Bytes::from(data), entries, keys, topics: None, origins };
-        Some(LogBatch { partition, source: Arc::clone(source), next_offset: last + 1, append_us, payloads: Payloads::Raw(block) })
+        let block = PayloadBlock { data: Bytes::from(data), entries, keys, topics: None, origins, refused };
+        Some(LogBatch { partition, source: Arc::clone(source), next_offset, append_us, payloads: Payloads::Raw(block) })
     }
 }
 
@@ -97,6 +114,22 @@ mod tests {
         assert_eq!(block.keys, Some(vec![Some(Bytes::from_static(b"k")), None]));
         assert_eq!(block.origins, block.keys);
         assert!(builder.is_empty());
+    }
+
+    #[test]
+    fn refused_payloads_and_passed_records_move_the_offset() {
+        let mut builder = BlockBuilder::default();
+        let source = Arc::from("s");
+        let record = |offset, payload| Record { offset, payload, key: None, origin: None, append_us: 7 };
+        assert!(!builder.refuse(record(4, b"?"), "parse", "no JSON".to_owned()) && !builder.is_empty());
+        builder.pass(8, 9);
+        let batch = builder.take(0, &source).expect("something");
+        assert_eq!((batch.next_offset, batch.append_us, batch.payloads.count()), (9, Some(9), 1));
+        let Payloads::Raw(block) = batch.payloads else { panic!("raw payloads") };
+        let (position, payload) = (Position::new(4, 0), Bytes::from_static(b"?"));
+        assert_eq!(block.refused, [Reject { position, code: "parse", message: "no JSON".to_owned(), payload }]);
+        builder.pass(9, 9);
+        assert_eq!(builder.take(0, &source).map(|batch| (batch.next_offset, batch.payloads.count())), Some((10, 0)));
     }
 
     #[test]

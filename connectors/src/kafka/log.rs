@@ -9,6 +9,7 @@ use fieldstream_engine_api::{Assignment, Log, LogError, LogEvent};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle as Task;
 
 use super::block::Wanted;
 use super::group::GroupContext;
@@ -16,6 +17,7 @@ use super::membership::Membership;
 use super::options::{Origins, RecordKey, Start, creation_cause};
 use super::outbox::Outbox;
 use super::reader::{Command, Reader, Source};
+use super::topics::{self, TopicError};
 
 /// What the log reads, and how.
 #[derive(Clone, Debug)]
@@ -27,6 +29,38 @@ pub(crate) struct LogSettings {
     pub(crate) origins: Origins,
     /// Name of the member that outlives the process.
     pub(crate) instance: Option<String>,
+    /// Sources of the pipeline, where the topic stands for the journal of several.
+    pub(crate) receivers: Option<Arc<[Arc<str>]>>,
+}
+
+/// A topic that is made before it is read, should it be missing.
+pub(crate) struct Make {
+    client: ClientConfig,
+    partitions: i32,
+    /// Under way; it survives when [`Log::next`] is dropped.
+    task: Option<Task<Result<(), TopicError>>>,
+}
+
+impl Make {
+    pub(crate) fn new(client: ClientConfig, partitions: i32) -> Self {
+        Self { client, partitions, task: None }
+    }
+
+    async fn made(&mut self, topic: &str) -> Result<(), LogError> {
+        let task = self.task.get_or_insert_with(|| {
+            let (client, topic, partitions) = (self.client.clone(), topic.to_owned(), self.partitions);
+            tokio::spawn(async move { topics::make(&client, &topic, partitions, &[("message.timestamp.type", "LogAppendTime")]).await })
+        });
+        let made = task.await;
+        self.task = None;
+        let context = format!("use Kafka topic {topic}");
+        match made {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(TopicError::Fatal(cause))) => Err(LogError::Fatal { context, cause }),
+            Ok(Err(TopicError::Retry(cause))) => Err(LogError::Retry { context, cause }),
+            Err(error) => Err(LogError::Retry { context, cause: error.to_string() }),
+        }
+    }
 }
 
 /// A Kafka topic as a log.
@@ -35,6 +69,7 @@ pub(crate) struct KafkaLog {
     settings: LogSettings,
     outbox: Arc<Outbox>,
     membership: Arc<Membership>,
+    make: Option<Make>,
     running: Option<Running>,
 }
 
@@ -69,7 +104,12 @@ impl Drop for Running {
 impl KafkaLog {
     /// A log that connects when it is first used.
     pub(crate) fn new(config: ClientConfig, settings: LogSettings, membership: Arc<Membership>) -> Self {
-        Self { config, settings, outbox: Arc::default(), membership, running: None }
+        Self { config, settings, outbox: Arc::default(), membership, make: None, running: None }
+    }
+
+    /// The same log, whose topic is made where it is missing.
+    pub(crate) fn making(self, make: Make) -> Self {
+        Self { make: Some(make), ..self }
     }
 
     fn start(&self) -> Result<Running, LogError> {
@@ -83,7 +123,8 @@ impl KafkaLog {
         consumer.subscribe(&[&topic]).map_err(|error| fatal(&error))?;
         let (commands, inbox) = channel();
         let wanted = Wanted { keys: self.settings.key == RecordKey::DeviceId, origins: self.settings.origins == Origins::Deduplicate };
-        let source = Source { topic, name: Arc::clone(&self.settings.source), wanted };
+        let receivers = self.settings.receivers.clone();
+        let source = Source { topic, name: Arc::clone(&self.settings.source), wanted, receivers };
         let reader = Reader::new(consumer, source, inbox, Arc::clone(&self.outbox), Arc::clone(&self.membership));
         let thread = std::thread::Builder::new()
             .name("kafka-consumer".into())
@@ -106,6 +147,9 @@ impl KafkaLog {
 impl Log for KafkaLog {
     async fn next(&mut self) -> Result<LogEvent, LogError> {
         if self.running.is_none() {
+            if let Some(make) = &mut self.make {
+                make.made(&self.settings.topic).await?;
+            }
             self.running = Some(self.start()?);
         }
         self.outbox.next().await

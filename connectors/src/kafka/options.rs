@@ -214,6 +214,49 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    /// As the client library calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Snappy => "snappy",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+fn default_partitions() -> i32 {
+    16
+}
+
+/// Options of `journal: kafka`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JournalOptions {
+    /// Brokers to start from, `host:port` each.
+    pub(crate) brokers: Vec<String>,
+    /// Topic that stands for the journal: one record per reading in the canonical JSON, keyed by device. It is made where it is missing.
+    pub(crate) topic: String,
+    /// Partitions of a topic that is made. Default 16.
+    #[serde(default = "default_partitions")]
+    pub(crate) partitions: i32,
+    /// Consumer group that shares the partitions. Default: made of the pipeline's name.
+    pub(crate) group: Option<String>,
+    /// Name of this member of the group. With it a restart within the session timeout moves no partition.
+    pub(crate) instance: Option<String>,
+    /// Compression: `none`, `gzip`, `snappy`, `lz4` or `zstd` (default).
+    #[serde(default)]
+    pub(crate) compression: Compression,
+    /// TLS and SASL.
+    pub(crate) security: Option<Security>,
+    /// Further properties of the client library (librdkafka), such as `message.max.bytes`.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub(crate) properties: BTreeMap<String, Property>,
+}
+
 fn default_linger() -> Duration {
     Duration::from_millis(5)
 }

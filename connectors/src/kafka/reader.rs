@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
-use fieldstream_engine_api::{Assignment, LogError, LogEvent, LogId};
+use fieldstream_engine_api::{Assignment, LogBatch, LogError, LogEvent, LogId};
 use fieldstream_schemas::origin;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::block::{BlockBuilder, Record, Wanted};
 use super::group::{Change, GroupContext};
+use super::journal_records::whose;
 use super::log::log_id;
 use super::membership::Membership;
 use super::outbox::Outbox;
@@ -44,10 +45,20 @@ struct Partition {
     /// Next offset to pass on; `None` before the seek.
     next: Option<u64>,
     block: BlockBuilder,
+    /// Whose records are in the block; the log's own source until one is.
+    source: Option<Arc<str>>,
     /// The engine's queue is full.
     paused: bool,
     /// Last offset acknowledged.
     acknowledged: Option<u64>,
+}
+
+impl Partition {
+    /// What is in the block.
+    fn take(&mut self, number: i32, source: &Arc<str>) -> Option<LogBatch> {
+        let of = self.source.take();
+        self.block.take(number as u32, of.as_ref().unwrap_or(source))
+    }
 }
 
 /// What is read.
@@ -56,14 +67,15 @@ pub(crate) struct Source {
     /// Name of the source in its pipeline.
     pub(crate) name: Arc<str>,
     pub(crate) wanted: Wanted,
+    /// Sources of the pipeline, where the topic stands for the journal of several.
+    pub(crate) receivers: Option<Arc<[Arc<str>]>>,
 }
 
 /// State of the thread.
 pub(crate) struct Reader {
     consumer: Arc<BaseConsumer<GroupContext>>,
     topic: String,
-    source: Arc<str>,
-    wanted: Wanted,
+    source: Source,
     commands: Receiver<Command>,
     outbox: Arc<Outbox>,
     membership: Arc<Membership>,
@@ -95,8 +107,8 @@ impl Reader {
         outbox: Arc<Outbox>,
         membership: Arc<Membership>,
     ) -> Self {
-        let Source { topic, name: source, wanted } = source;
-        Self { consumer, topic, source, wanted, commands, outbox, membership, state: State::default() }
+        let topic = source.topic.clone();
+        Self { consumer, topic, source, commands, outbox, membership, state: State::default() }
     }
 
     /// Runs until the other end of the commands is dropped.
@@ -119,7 +131,7 @@ impl Reader {
         let polled = self.consumer.poll(if idle { IDLE } else { Duration::ZERO });
         let more = match polled {
             Some(Ok(message)) => {
-                take(&mut self.state, &message, self.wanted, &self.source, &self.outbox);
+                take(&mut self.state, &message, &self.source, &self.outbox);
                 true
             }
             Some(Err(error)) => {
@@ -139,7 +151,7 @@ impl Reader {
 
     fn flush(&mut self) {
         for (number, partition) in &mut self.state.partitions {
-            if let Some(batch) = partition.block.take(*number as u32, &self.source) {
+            if let Some(batch) = partition.take(*number, &self.source.name) {
                 self.outbox.push_batch(batch);
             }
         }
@@ -269,7 +281,7 @@ impl Reader {
         self.consumer.incremental_assign(&list).map_err(|error| retry(error.to_string()))?;
         self.outbox.forget(number as u32);
         let paused = self.state.partitions.get(&number).is_some_and(|p| p.paused);
-        self.state.partitions.insert(number, Partition { next: Some(offset), block: BlockBuilder::default(), paused, acknowledged });
+        self.state.partitions.insert(number, Partition { next: Some(offset), paused, acknowledged, ..Partition::default() });
         self.membership.hold(number, acknowledged.unwrap_or(offset));
         if paused || self.state.stalled {
             self.fetch(number, false);
@@ -400,16 +412,51 @@ fn check_offset(partition: i32, offset: u64, low: i64, high: i64) -> Result<(), 
 }
 
 /// Passes a record on, unless it is left over from before a seek.
-fn take(state: &mut State, message: &BorrowedMessage<'_>, wanted: Wanted, source: &Arc<str>, outbox: &Outbox) {
+fn take(state: &mut State, message: &BorrowedMessage<'_>, source: &Source, outbox: &Outbox) {
     let Some(partition) = state.partitions.get_mut(&message.partition()) else { return };
     let offset = message.offset().max(0) as u64;
     if partition.next.is_none_or(|next| offset < next) {
         return;
     }
-    let append_us = match message.timestamp() {
+    let append_us = append_us(message, &mut state.create_time_told);
+    let origin = if source.wanted.origins { origin_of(message) } else { None };
+    let record = Record { offset, payload: message.payload().unwrap_or_default(), key: message.key(), origin, append_us };
+    partition.next = Some(offset + 1);
+    let whose = match &source.receivers {
+        Some(receivers) => whose(message.headers(), receivers),
+        None => Some((&source.name, None)),
+    };
+    let before = match &whose {
+        // A batch is of one source.
+        Some((of, _)) if partition.source.as_ref().is_some_and(|s| s != *of) => partition.take(message.partition(), &source.name),
+        _ => None,
+    };
+    let full = match whose {
+        Some((of, refusal)) => {
+            partition.source.get_or_insert_with(|| Arc::clone(of));
+            match refusal {
+                Some((code, why)) => partition.block.refuse(record, code, why),
+                None => partition.block.push(record, source.wanted),
+            }
+        }
+        None => {
+            partition.block.pass(offset, append_us);
+            false
+        }
+    };
+    let after = if full { partition.take(message.partition(), &source.name) } else { None };
+    before.into_iter().chain(after).for_each(|batch| outbox.push_batch(batch));
+    if state.trouble.take().is_some() {
+        tracing::info!(topic = message.topic(), "Kafka answers again");
+    }
+}
+
+/// Append time of a record, microseconds since the epoch.
+fn append_us(message: &BorrowedMessage<'_>, create_time_told: &mut bool) -> i64 {
+    match message.timestamp() {
         Timestamp::LogAppendTime(ms) => ms.saturating_mul(1000),
         Timestamp::CreateTime(_) | Timestamp::NotAvailable => {
-            if !std::mem::replace(&mut state.create_time_told, true) {
+            if !std::mem::replace(create_time_told, true) {
                 let topic = message.topic();
                 tracing::warn!(
                     topic,
@@ -418,17 +465,6 @@ fn take(state: &mut State, message: &BorrowedMessage<'_>, wanted: Wanted, source
             }
             now_us()
         }
-    };
-    let origin = if wanted.origins { origin_of(message) } else { None };
-    let record = Record { offset, payload: message.payload().unwrap_or_default(), key: message.key(), origin, append_us };
-    partition.next = Some(offset + 1);
-    if partition.block.push(record, wanted)
-        && let Some(batch) = partition.block.take(message.partition() as u32, source)
-    {
-        outbox.push_batch(batch);
-    }
-    if state.trouble.take().is_some() {
-        tracing::info!(topic = message.topic(), "Kafka answers again");
     }
 }
 

@@ -60,9 +60,12 @@ impl Deliveries {
 
     /// Waits until every record has arrived or failed, and gives the first failure.
     pub(crate) async fn outcome(&self, patience: Duration) -> Result<(), Code> {
-        if tokio::time::timeout(patience, self.all()).await.is_err() {
-            return Err(Code::OperationTimedOut);
-        }
+        tokio::time::timeout(patience, self.settled()).await.unwrap_or(Err(Code::OperationTimedOut))
+    }
+
+    /// Like [`Self::outcome`], for as long as it takes.
+    pub(crate) async fn settled(&self) -> Result<(), Code> {
+        self.all().await;
         self.failure().map_or(Ok(()), Err)
     }
 }

@@ -16,7 +16,7 @@ use rdkafka::producer::Producer as _;
 use serde_json::Value;
 
 use super::exactly_once::{ExactlyOnce, Settings};
-use super::options::{self, Compression, Delivery, Envelope, SinkOptions, creation_cause};
+use super::options::{self, Delivery, Envelope, SinkOptions, creation_cause};
 use super::origin::{self, Names, Stamp};
 use super::records::{Callbacks, Deliveries, Outgoing, Producer, Records, Refused, send};
 use super::topics::{self, TopicError};
@@ -81,20 +81,13 @@ fn sink_options(value: &Value, inputs: &[SinkInput]) -> Built<SinkOptions> {
 fn build(value: &Value, inputs: &[SinkInput], context: &ConnectContext) -> Built<Box<dyn Sink>> {
     let options = sink_options(value, inputs)?;
     let mut config = options::client_config(&options.brokers, options.security.as_ref(), &options.properties, context);
-    let compression = match options.compression {
-        Compression::None => "none",
-        Compression::Gzip => "gzip",
-        Compression::Snappy => "snappy",
-        Compression::Lz4 => "lz4",
-        Compression::Zstd => "zstd",
-    };
     let client = config.clone();
     let timeout = options.timeout();
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
-        .set("compression.type", compression)
+        .set("compression.type", options.compression.name())
         .set("linger.ms", options.linger.as_millis().to_string())
         .set("message.timeout.ms", timeout.as_millis().to_string())
         .set("allow.auto.create.topics", "false")

@@ -115,12 +115,7 @@ impl Marks {
         Ok(ended)
     }
 
-    async fn claim(
-        &self,
-        conn: &mut PgConnection,
-        key: &PartitionKey,
-        generation: Generation,
-    ) -> Result<Option<Stored>, sqlx::Error> {
+    async fn claim(&self, conn: &mut PgConnection, key: &PartitionKey, generation: Generation) -> Result<Option<Stored>, sqlx::Error> {
         let table = self.table();
         let sql = format!(
             "INSERT INTO {table} AS m (pipeline, sink, log_id, partition, generation) VALUES ($1, $2, $3, $4, $5) \

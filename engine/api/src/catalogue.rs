@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{BuildContext, ConfigErrors, Edge, Guarantee, Log, Operator, Receiver, Shared, Sink};
+use crate::{Append, BuildContext, ConfigErrors, Edge, Guarantee, Log, Operator, Receiver, Shared, Sink};
 
 /// A built part, or everything wrong with its options.
 pub type Built<T> = Result<T, ConfigErrors>;
@@ -87,6 +87,31 @@ pub struct SourceKind {
     pub log_options: &'static [&'static str],
     /// Builds it; connections are made when it is first used.
     pub build: SourceBuild,
+}
+
+/// A topic that stands for the node's journal: where receivers write, and the same log as it is read.
+pub struct BuiltJournal {
+    /// Where receivers write.
+    pub writer: Arc<dyn Append>,
+    /// What the pipeline reads: readings in the canonical JSON, undecodable payloads as they were refused.
+    pub log: Box<dyn Log>,
+}
+
+/// A log that may stand for the node's journal.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalKind {
+    /// Name in YAML.
+    pub name: &'static str,
+    /// One sentence for `--help` and the reference page.
+    pub about: &'static str,
+    /// JSON Schema of its options.
+    pub schema: fn() -> Value,
+    /// Checks options at lint; touches nothing outside the process.
+    pub check: fn(&Value) -> Built<()>,
+    /// Options that say which log it is.
+    pub log_options: &'static [&'static str],
+    /// Builds it for receivers of these names; connections are made when it is first used.
+    pub build: fn(&Value, &[Arc<str>], &ConnectContext) -> Built<BuiltJournal>,
 }
 
 /// A sink a pipeline may name.

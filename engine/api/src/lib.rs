@@ -16,12 +16,14 @@ pub mod sink;
 pub mod slots;
 
 pub use batch::{KeyedBatch, Keys, NO_SLOT};
-pub use catalogue::{Built, BuiltLog, ConnectContext, OperatorKind, SinkInput, SinkKind, SourceBuild, SourceKind};
+pub use catalogue::{
+    Built, BuiltJournal, BuiltLog, ConnectContext, JournalKind, OperatorKind, SinkInput, SinkKind, SourceBuild, SourceKind,
+};
 pub use config::{ConfigError, ConfigErrors};
 pub use emitter::{Emitter, NodeCounts, Rejected};
 pub use fieldstream_schemas::Position;
 pub use identity::{Generation, LogId, Mark, PartitionKey};
-pub use log::{Assignment, Log, LogBatch, LogError, LogEvent, Payloads, ReceiveError, Received, Receiver};
+pub use log::{Append, AppendError, Assignment, Log, LogBatch, LogError, LogEvent, Payloads, ReceiveError, Received, Receiver};
 pub use operator::{BuildContext, Edge, KeyedState, Operator, Output, Space, StateError, Tick, TickTime, WindowTime};
 pub use partitioner::partition_of;
 pub use prefetch::{AHEAD, prefetch};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use async_trait::async_trait;
-use fieldstream_schemas::{PayloadBlock, Position, Reject};
+use fieldstream_schemas::{Decoded, PayloadBlock, Position, Reject};
 
 use crate::LogId;
 
@@ -62,16 +62,21 @@ impl Payloads {
         match self {
             Self::Raw(block) => {
                 let origins = block.origins.iter().flatten().flatten().map(|origin| origin.len()).sum::<usize>();
-                block.data.len() + block.entries.len() * size_of::<fieldstream_schemas::PayloadEntry>() + origins
+                let entries = block.entries.len() * size_of::<fieldstream_schemas::PayloadEntry>();
+                block.data.len() + entries + origins + rejects_bytes(&block.refused)
             }
             Self::Rows { rows, positions, rejects, raw } => {
                 rows.get_array_memory_size()
                     + positions.len() * size_of::<Position>()
-                    + rejects.iter().map(|r| r.payload.len() + 64).sum::<usize>()
+                    + rejects_bytes(rejects)
                     + raw.as_ref().map_or(0, |b| b.data.len())
             }
         }
     }
+}
+
+fn rejects_bytes(rejects: &[Reject]) -> usize {
+    rejects.iter().map(|r| r.payload.len() + 64).sum()
 }
 
 impl LogBatch {
@@ -118,7 +123,7 @@ impl Payloads {
     #[must_use]
     pub fn count(&self) -> usize {
         match self {
-            Self::Raw(block) => block.entries.len(),
+            Self::Raw(block) => block.entries.len() + block.refused.len(),
             Self::Rows { rows, rejects, .. } => rows.num_rows() + rejects.len(),
         }
     }
@@ -281,6 +286,41 @@ pub enum ReceiveError {
         /// The client's own words.
         cause: String,
     },
+}
+
+/// Why payloads are not in the log that stands for the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// They are to be appended again, in a moment or when there is room.
+    #[error("{context}: {cause}")]
+    Retry {
+        /// What was being done.
+        context: String,
+        /// What stands against it.
+        cause: String,
+    },
+    /// A person must act.
+    #[error("{context}: {cause}")]
+    Fatal {
+        /// What was being done.
+        context: String,
+        /// What stands against it.
+        cause: String,
+    },
+}
+
+/// The end of a log that receivers write to: the journal of the node, or a topic that stands for it.
+#[async_trait]
+pub trait Append: Send + Sync {
+    /// Appends what `source` received and waits until all of it is durable. `now_us` is the append time, microseconds since the
+    /// epoch. Calls with one source come one after the other; their order is the order of each device in the log. After an error a part of it
+    /// may be in the log. Dropping the future takes nothing back.
+    async fn append(&self, source: &str, decoded: &Decoded, now_us: i64) -> Result<(), AppendError>;
+
+    /// Waits until there is room again in a log that had none; for ever where that is not known.
+    async fn room(&self) {
+        std::future::pending().await
+    }
 }
 
 /// An input that cannot replay (MQTT, HTTP, ...). The runtime decodes, journals, then acknowledges in receive order.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use fieldstream_engine_api::{Assignment, LogId};
+use async_trait::async_trait;
+use fieldstream_engine_api::{Append, AppendError, Assignment, LogId};
 use fieldstream_schemas::{Decoded, PayloadBlock};
 use tokio::sync::{mpsc, oneshot};
 
@@ -233,6 +234,21 @@ impl Journal {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.inner.shared
+    }
+}
+
+#[async_trait]
+impl Append for Journal {
+    async fn append(&self, source: &str, decoded: &Decoded, now_us: i64) -> Result<(), AppendError> {
+        let context = || "append to the journal".to_owned();
+        Self::append(self, source, decoded.clone(), None, now_us).await.map_err(|error| match error {
+            full @ JournalError::Full { .. } => AppendError::Retry { context: context(), cause: full.to_string() },
+            other => AppendError::Fatal { context: context(), cause: other.to_string() },
+        })
+    }
+
+    async fn room(&self) {
+        self.wait_for_room().await;
     }
 }
 

@@ -3,8 +3,7 @@
 //! A segment's header holds each table's IPC schema message once; a frame holds the messages after it. Both together are an
 //! ordinary Arrow IPC stream (Arrow columnar format 1.5, "IPC Streaming Format").
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, DictionaryArray, Int64Array, RecordBatch, StringArray, StringBuilder,
@@ -18,11 +17,8 @@ use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 use bytes::Bytes;
 use fieldstream_schemas::columns::{INGEST_TS, readings_schema};
-use fieldstream_schemas::payload::{CODE_PARSE, CODE_TIMESTAMP};
+use fieldstream_schemas::payload::known_code;
 use fieldstream_schemas::{Position, Reject};
-
-/// Distinct reject codes read back from disk that are kept in memory for the life of the process.
-const MOST_CODES: usize = 1024;
 
 static ROWS: LazyLock<SchemaRef> = LazyLock::new(|| {
     let mut fields: Vec<Arc<Field>> = readings_schema().fields().iter().cloned().collect();
@@ -199,24 +195,6 @@ pub(crate) fn read_raws(table: &RecordBatch) -> Vec<Raw> {
 
 fn slice_of(payloads: &BinaryArray, row: usize) -> Bytes {
     Bytes::copy_from_slice(payloads.value(row))
-}
-
-/// The code as a name that lives as long as the process. Codes are few: decoders name them in their source.
-fn known_code(code: &str) -> &'static str {
-    static SEEN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
-    if let Some(known) = [CODE_PARSE, CODE_TIMESTAMP].into_iter().find(|k| *k == code) {
-        return known;
-    }
-    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = seen.get(code) {
-        return known;
-    }
-    if seen.len() >= MOST_CODES {
-        return CODE_PARSE;
-    }
-    let known: &'static str = Box::leak(code.to_owned().into_boxed_str());
-    seen.insert(known);
-    known
 }
 
 /// The same rows, with each name dictionary cut down to the names in use where it is longer than the rows are many.

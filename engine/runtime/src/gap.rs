@@ -124,12 +124,7 @@ impl Coordinator<'_> {
 ///
 /// # Errors
 /// [`LogError::Truncated`] when something does, and it may not be given up.
-fn gap(
-    assignment: &Assignment,
-    wanted: Wanted,
-    decisions: &[Decision],
-    accepted: bool,
-) -> Result<Option<Gap>, PipelineError> {
+fn gap(assignment: &Assignment, wanted: Wanted, decisions: &[Decision], accepted: bool) -> Result<Option<Gap>, PipelineError> {
     let (from, to, other_logs) = (wanted.from, assignment.first_offset, wanted.other_logs);
     let given_up = decisions.iter().filter_map(gap_of);
     let known: u64 = given_up.map(|gap| gap.to.min(to).saturating_sub(gap.from.max(from))).sum();

@@ -1,10 +1,12 @@
 //! Receivers into the journal: decode, append, wait until durable, acknowledge in receive order.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_engine_api::{ReceiveError, Received, Receiver};
-use fieldstream_journal::{Journal, JournalError};
+use fieldstream_engine_api::{Append, AppendError, ReceiveError, Received, Receiver};
+use fieldstream_journal::Journal;
+use fieldstream_schemas::Decoded;
 use fieldstream_schemas::decode::Decoder;
 use tokio::sync::watch;
 
@@ -15,10 +17,11 @@ use crate::status::Status;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// A full journal is tried again after this even if no room was announced: other programs may have made some.
-const FULL_RETRY: Duration = Duration::from_secs(5);
+/// A journal that refused is tried again after this even if no room was announced: other programs may have made some. One that does not
+/// answer for so long has trouble.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The part of the node that has trouble when the journal is full.
+/// The part of the node that has trouble when the journal is full or does not answer.
 pub(crate) const JOURNAL: &str = "journal";
 
 /// One receiver on its way into the journal.
@@ -26,7 +29,7 @@ pub(crate) struct Ingest {
     pub(crate) source: Arc<str>,
     pub(crate) receiver: Box<dyn Receiver>,
     pub(crate) decoder: Decoder,
-    pub(crate) journal: Journal,
+    pub(crate) journal: Arc<dyn Append>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) admission: Admission,
@@ -72,25 +75,7 @@ impl Ingest {
         let now_us = self.clock.now_us();
         block.entries.iter_mut().for_each(|entry| entry.ingest_us = entry.ingest_us.or(Some(now_us)));
         let decoded = self.admission.admit(self.decoder.decode(&block), &block);
-        let mut refused = false;
-        loop {
-            match self.journal.append(&self.source, decoded.clone(), None, now_us).await {
-                Ok(()) => break,
-                Err(full @ JournalError::Full { .. }) => {
-                    if !std::mem::replace(&mut refused, true) {
-                        tracing::error!(source = %self.source, "{full}; the source is not acknowledged until there is room");
-                        self.status.trouble(JOURNAL, Some(format!("{full}; sources are not acknowledged until there is room")));
-                    }
-                    // Either way the append is tried again.
-                    let _ = within(&*self.clock, FULL_RETRY, self.journal.wait_for_room()).await;
-                }
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-        if refused {
-            tracing::info!(source = %self.source, "the journal has room again");
-            self.status.trouble(JOURNAL, None);
-        }
+        self.append(&decoded, now_us).await?;
         match self.receiver.acknowledge(handle).await {
             Ok(()) => Ok(()),
             // The payloads are durable; the sender repeats what it was not told of.
@@ -100,6 +85,44 @@ impl Ingest {
             }
             Err(fatal) => Err(fatal.to_string()),
         }
+    }
+
+    /// Returns when all of it is durable; until then nothing more is taken from the receiver.
+    async fn append(&mut self, decoded: &Decoded, now_us: i64) -> Result<(), String> {
+        let (clock, mut troubled) = (&*self.clock, false);
+        loop {
+            let mut appending = pin!(self.journal.append(&self.source, decoded, now_us));
+            let outcome = match within(clock, PATIENCE, &mut appending).await {
+                Some(outcome) => outcome,
+                None => {
+                    self.trouble(&mut troubled, &format!("what was received is not durable after {PATIENCE:?}"));
+                    appending.await
+                }
+            };
+            match outcome {
+                Ok(()) => break,
+                Err(AppendError::Retry { context, cause }) => {
+                    self.trouble(&mut troubled, &format!("{context}: {cause}"));
+                    // Either way the append is tried again.
+                    let _ = within(clock, PATIENCE, self.journal.room()).await;
+                }
+                Err(fatal @ AppendError::Fatal { .. }) => return Err(fatal.to_string()),
+            }
+        }
+        if troubled {
+            tracing::info!(source = %self.source, "the journal takes what is received again");
+            self.status.trouble(JOURNAL, None);
+        }
+        Ok(())
+    }
+
+    /// Says why a source is held back; in the log once.
+    fn trouble(&self, told: &mut bool, why: &str) {
+        let what = format!("{why}; sources are not acknowledged meanwhile");
+        if !std::mem::replace(told, true) {
+            tracing::error!(source = %self.source, "{what}");
+        }
+        self.status.trouble(JOURNAL, Some(what));
     }
 }
 
@@ -119,13 +142,16 @@ pub(crate) enum Done {
     Failed { source: Arc<str>, error: String },
 }
 
-/// Runs all receivers of a pipeline; says when the last has ended, or that one gave up.
-pub(crate) async fn run_all(ingests: Vec<Ingest>, journal: Journal, done: watch::Sender<Option<Done>>) {
+/// Runs all receivers of a pipeline; says when the last has ended, or that one gave up. A topic that stands for the journal has no end,
+/// since others write to it: without `journal` nothing is said of an end.
+pub(crate) async fn run_all(ingests: Vec<Ingest>, journal: Option<Journal>, done: watch::Sender<Option<Done>>) {
     let runs = ingests.into_iter().map(|mut ingest| async move { (Arc::clone(&ingest.source), ingest.run().await) });
     let outcomes = futures::future::join_all(runs).await;
     let failure = outcomes.into_iter().find_map(|(source, outcome)| outcome.err().map(|error| (source, error)));
-    done.send_replace(Some(match failure {
-        Some((source, error)) => Done::Failed { source, error },
-        None => Done::All { ends: journal.assignments().iter().map(|a| (a.partition, a.end_offset)).collect() },
-    }));
+    let done_with = match (failure, journal) {
+        (Some((source, error)), _) => Done::Failed { source, error },
+        (None, Some(journal)) => Done::All { ends: journal.assignments().iter().map(|a| (a.partition, a.end_offset)).collect() },
+        (None, None) => return,
+    };
+    done.send_replace(Some(done_with));
 }

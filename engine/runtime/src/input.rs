@@ -1,10 +1,11 @@
-//! A pipeline's input as one log: its own, or the journal behind its receivers.
+//! A pipeline's input as one log: its own, or what its receivers write to: the node's journal, or a topic that stands for it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_engine_api::{Log, Receiver};
+use fieldstream_engine_api::{Append, BuiltJournal, Log, Receiver};
 use fieldstream_journal::JournalError;
+use fieldstream_schemas::decode::Decoder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -31,23 +32,58 @@ pub(crate) struct Intake {
     task: JoinHandle<()>,
 }
 
+/// Receivers, and where they write: what is left of an input without its log.
+pub(crate) struct Receivers {
+    receivers: Vec<(usize, Box<dyn Receiver>, Decoder)>,
+    /// A topic that stands for the node's journal.
+    topic: Option<Arc<dyn Append>>,
+}
+
+/// An input by what there is to be done for it.
+pub(crate) enum Parted {
+    /// A log of its own.
+    Ready(Opened),
+    /// Receivers, and the topic as a log where one stands for the node's journal.
+    Received(Receivers, Option<Box<dyn Log>>),
+}
+
+/// Takes an input apart.
+pub(crate) fn part(input: Input, spec: &PipelineSpec) -> Parted {
+    match input {
+        Input::Log { log, finite } => Parted::Ready(Opened { log, finite, receivers: None }),
+        Input::Receivers(receivers) => {
+            let receivers = receivers.into_iter().map(|(source, receiver)| (source, receiver, (spec.sources[source].decoder)())).collect();
+            Parted::Received(Receivers { receivers, topic: None }, None)
+        }
+        Input::Gateway { receivers, journal: BuiltJournal { writer, log } } => {
+            Parted::Received(Receivers { receivers, topic: Some(writer) }, Some(log))
+        }
+    }
+}
+
 impl Intake {
-    /// Starts `receivers`, which work until they end or `stop` says so.
+    /// Starts receivers, which work until they end or `stop` says so.
     pub(crate) async fn start(
         engine: &Engine,
         spec: &PipelineSpec,
-        receivers: Vec<(usize, Box<dyn Receiver>)>,
+        Receivers { receivers, topic }: Receivers,
         stop: &watch::Receiver<bool>,
         status: &Arc<Status>,
     ) -> Result<Self, JournalError> {
-        let journal = engine.journal().await?.clone();
-        // Registered before the first append: what comes from now on is held for this pipeline.
-        journal.register(&spec.name)?;
-        let ingest = |(source, receiver): (usize, Box<dyn Receiver>)| Ingest {
+        let (writer, journal): (Arc<dyn Append>, _) = match topic {
+            Some(topic) => (topic, None),
+            None => {
+                let journal = engine.journal().await?.clone();
+                // Registered before the first append: what comes from now on is held for this pipeline.
+                journal.register(&spec.name)?;
+                (Arc::new(journal.clone()), Some(journal))
+            }
+        };
+        let ingest = |(source, receiver, decoder): (usize, Box<dyn Receiver>, Decoder)| Ingest {
             source: Arc::clone(&spec.sources[source].name),
             receiver,
-            decoder: (spec.sources[source].decoder)(),
-            journal: journal.clone(),
+            decoder,
+            journal: Arc::clone(&writer),
             clock: Arc::clone(&engine.clock),
             stop: stop.clone(),
             admission: Admission::new(spec.max_devices_per_source),
@@ -56,13 +92,16 @@ impl Intake {
         };
         let ingests = receivers.into_iter().map(ingest).collect();
         let (done, ended) = watch::channel(None);
-        let task = tokio::spawn(run_all(ingests, journal.clone(), done));
+        let task = tokio::spawn(run_all(ingests, journal, done));
         Ok(Self { done: ended, task })
     }
 
-    /// The journal as this pipeline reads it.
-    pub(crate) async fn open(&self, engine: &Engine, spec: &PipelineSpec) -> Result<Opened, JournalError> {
-        let log = journal_log(engine.journal().await?, spec)?;
+    /// What the receivers wrote as this pipeline reads it: the `topic`, or the node's journal.
+    pub(crate) async fn open(&self, engine: &Engine, spec: &PipelineSpec, topic: Option<Box<dyn Log>>) -> Result<Opened, JournalError> {
+        let log = match topic {
+            Some(topic) => topic,
+            None => journal_log(engine.journal().await?, spec)?,
+        };
         Ok(Opened { log, finite: false, receivers: Some(self.done.clone()) })
     }
 
@@ -88,9 +127,9 @@ pub(crate) async fn open(
     stop: &watch::Receiver<bool>,
     status: &Arc<Status>,
 ) -> Result<Opened, JournalError> {
-    match input {
-        Input::Log { log, finite } => Ok(Opened { log, finite, receivers: None }),
-        Input::Receivers(receivers) => Intake::start(engine, spec, receivers, stop, status).await?.open(engine, spec).await,
+    match part(input, spec) {
+        Parted::Ready(opened) => Ok(opened),
+        Parted::Received(receivers, topic) => Intake::start(engine, spec, receivers, stop, status).await?.open(engine, spec, topic).await,
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldstream_engine_api::{BuildContext, ConfigErrors, Log, Operator, Receiver, Sink, SinkInput, WindowTime};
+use fieldstream_engine_api::{BuildContext, BuiltJournal, ConfigErrors, Log, Operator, Receiver, Sink, SinkInput, WindowTime};
 use fieldstream_schemas::decode::Decoder;
 
 /// Makes a fresh decoder; each partition (or receiver) has its own.
@@ -177,6 +177,13 @@ pub enum Input {
     },
     /// Receivers, by source number, through the node's journal.
     Receivers(Vec<(usize, Box<dyn Receiver>)>),
+    /// Receivers, by source number, through a topic that stands for the node's journal.
+    Gateway {
+        /// Each with the decoder of what it receives; the decoders of [`PipelineSpec::sources`] are those of the topic.
+        receivers: Vec<(usize, Box<dyn Receiver>, Decoder)>,
+        /// The topic.
+        journal: BuiltJournal,
+    },
 }
 
 impl fmt::Debug for Input {
@@ -184,6 +191,7 @@ impl fmt::Debug for Input {
         match self {
             Self::Log { finite, .. } => f.debug_struct("Log").field("finite", finite).finish_non_exhaustive(),
             Self::Receivers(list) => f.debug_tuple("Receivers").field(&list.len()).finish(),
+            Self::Gateway { receivers, .. } => f.debug_tuple("Gateway").field(&receivers.len()).finish(),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::digest::short;
 use crate::engine::Engine;
 use crate::error::PipelineError;
-use crate::input::{Intake, Opened};
+use crate::input::{self, Intake, Opened, Parted};
 use crate::pipeline::{Coordinator, Report};
 use crate::reload::{Blueprint, Reload, Terms, Trial, Verdict};
 use crate::spec::{Input, PipelineParts, PipelineSpec};
@@ -213,9 +213,9 @@ impl<'a> Supervisor<'a> {
         if let Some(other) = self.intake.take_if(|kept| kept.receivers != plan.receivers) {
             other.stop(&*self.engine.clock).await;
         }
-        let receivers = match input {
-            Input::Log { log, finite } => return Ok(Opened { log, finite, receivers: None }),
-            Input::Receivers(receivers) => receivers,
+        let (receivers, topic) = match input::part(input, spec) {
+            Parted::Ready(opened) => return Ok(opened),
+            Parted::Received(receivers, topic) => (receivers, topic),
         };
         let kept = match &mut self.intake {
             Some(kept) => kept,
@@ -225,7 +225,7 @@ impl<'a> Supervisor<'a> {
                 none.insert(Kept { receivers: Arc::clone(&plan.receivers), intake, stop })
             }
         };
-        Ok(kept.intake.open(self.engine, spec).await?)
+        Ok(kept.intake.open(self.engine, spec, topic).await?)
     }
 
     /// The logs whose state the pipeline has, as far as its partitions are here.

@@ -111,7 +111,8 @@ impl Decoder {
         Ok(Self { reader, device, sensor, limits: config.limits, columns: Columns::default() })
     }
 
-    /// Decodes all payloads of `block`. Never fails: what is no reading becomes a reject with its bytes.
+    /// Decodes all payloads of `block`. Never fails: what is no reading becomes a reject with its bytes. What was refused before
+    /// is a reject as it stands.
     ///
     /// Every payload yields at least one row or reject, except the header of a CSV file (see `header`).
     pub fn decode(&mut self, block: &PayloadBlock) -> Decoded {
@@ -151,7 +152,11 @@ impl Decoder {
                 found.push(index);
             }
         }
-        let Accounts { positions, rejects, .. } = out.accounts;
+        let Accounts { positions, mut rejects, .. } = out.accounts;
+        if !block.refused.is_empty() {
+            rejects.extend_from_slice(&block.refused);
+            rejects.sort_by_key(|reject| reject.position);
+        }
         match self.columns.finish() {
             Ok(rows) => (Decoded { rows, positions, rejects }, found),
             Err(error) => {
