@@ -193,6 +193,8 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 pub(crate) fn start_logging(logging: &Logging) {
     let filter = EnvFilter::try_new(&logging.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // A line that cannot be written, since the disk of the log is full, would be told to the same place, by a panic.
+    let builder = builder.log_internal_errors(false);
     // A logger that is set already (tests) stays.
     let _ = if logging.log_json { builder.json().try_init() } else { builder.try_init() };
 }

@@ -1,6 +1,7 @@
 //! Exit codes: 0 done, 1 failed while running, 2 wrong usage (clap's own), 3 and 4 what `plan` found, 78 a pipeline or variable is wrong (sysexits EX_CONFIG).
 
 use std::fmt;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use fieldstream_pipelines::Problems;
@@ -42,14 +43,18 @@ impl fmt::Display for WrongUsage {
 impl std::error::Error for WrongUsage {}
 
 /// Says what went wrong on stderr and gives the exit code.
-#[allow(clippy::print_stderr)] // the one place where the program's last words are printed
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(bad) = error.downcast_ref::<BadPipeline>() {
-        eprintln!("{bad}");
+        say(&bad);
         return ExitCode::from(BAD_PIPELINE);
     }
-    eprintln!("error: {error:#}");
+    say(&format_args!("error: {error:#}"));
     ExitCode::from(if error.is::<WrongUsage>() { WRONG_USAGE } else { FAILED })
+}
+
+/// To stderr. Where that cannot be written, the exit code has to do.
+fn say(what: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 #[cfg(test)]

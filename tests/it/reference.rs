@@ -188,6 +188,19 @@ fn outputs_exist_even_when_nothing_comes_out() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let job = Job::new(20, 30, 5);
+    let full = || fs::File::options().write(true).open("/dev/full").expect("a disk that is always full");
+    let mut command = job.command();
+    command.args(["--json", "--data-dir"]).arg(job.dir.path().join("state")).stderr(full());
+    let output = command.output().expect("the binary runs");
+    let stdout = String::from_utf8(output.stdout).expect("UTF-8");
+    job.check(&Ended { status: output.status, stdout, stderr: String::new() });
+    let wrong = fieldstream().args(["run", "no-such-file.yaml"]).stderr(full()).status().expect("the binary runs");
+    assert_eq!(wrong.code(), Some(78), "the reason cannot be told, the code can");
+}
+
+#[test]
 fn wrong_use_is_told_apart_by_exit_codes() {
     let job = Job::new(1, 1, 1);
     let missing = fieldstream().arg("run").arg(example()).args(["--var", "input=x"]).output().expect("the binary runs");

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use object_store::RetryConfig;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use url::Url;
@@ -81,9 +81,10 @@ impl CheckpointStore {
 
 fn bucket(url: &Url) -> Result<Objects, StoreError> {
     let retry = RetryConfig { retry_timeout: AGAIN, ..RetryConfig::default() };
+    let builder = AmazonS3Builder::from_env();
     // Plain HTTP only where the endpoint says so itself, as a store on this machine or behind a proxy does.
-    let plain = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().any(|name| std::env::var(name).is_ok_and(|at| at.starts_with("http://")));
-    let store = AmazonS3Builder::from_env()
+    let plain = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).is_some_and(|at| at.starts_with("http://"));
+    let store = builder
         .with_bucket_name(url.host_str().unwrap_or_default())
         .with_retry(retry)
         .with_allow_http(plain)
