@@ -32,6 +32,7 @@ impl Group {
     fn worker(&mut self) -> Node {
         self.started += 1;
         let dir = self.rig.dir.path().join(format!("worker-{}", self.started));
+        std::fs::create_dir_all(&dir).expect("a folder");
         self.start(&dir)
     }
 
