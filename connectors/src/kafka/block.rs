@@ -1,10 +1,13 @@
 //! Payloads of one partition, gathered into one allocation.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use fieldstream_engine_api::{LogBatch, Payloads};
+use fieldstream_schemas::origin;
 use fieldstream_schemas::{PayloadBlock, PayloadEntry, Position, Reject};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _, Timestamp};
 
 /// Most records of a block.
 const RECORDS: usize = 8192;
@@ -92,6 +95,35 @@ impl BlockBuilder {
         let block = PayloadBlock { data: Bytes::from(data), entries, keys, topics: None, origins, refused };
         Some(LogBatch { partition, source: Arc::clone(source), next_offset, append_us, payloads: Payloads::Raw(block) })
     }
+}
+
+/// Append time of a record, microseconds since the epoch.
+pub(crate) fn append_us(message: &BorrowedMessage<'_>, create_time_told: &mut bool) -> i64 {
+    match message.timestamp() {
+        Timestamp::LogAppendTime(ms) => ms.saturating_mul(1000),
+        Timestamp::CreateTime(_) | Timestamp::NotAvailable => {
+            if !std::mem::replace(create_time_told, true) {
+                let topic = message.topic();
+                tracing::warn!(
+                    topic,
+                    "the topic has no append time, the receive time stands for it; set message.timestamp.type=LogAppendTime"
+                );
+            }
+            now_us()
+        }
+    }
+}
+
+/// The header that says where a record comes from, as far as it may be right.
+pub(crate) fn origin_of<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a [u8]> {
+    let headers = message.headers()?;
+    let header = (0..headers.count()).filter_map(|index| headers.try_get(index)).find(|header| header.key == origin::HEADER)?;
+    let value = header.value.unwrap_or_default();
+    Some(value.get(..=origin::LONGEST).unwrap_or(value))
+}
+
+fn now_us() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
 }
 
 #[cfg(test)]

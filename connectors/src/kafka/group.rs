@@ -3,20 +3,47 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fieldstream_engine_api::LogEvent;
-use rdkafka::ClientContext;
+use fieldstream_engine_api::{LogError, LogEvent};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientConfig, ClientContext};
 
 use super::membership::Membership;
+use super::options::creation_cause;
 use super::outbox::Outbox;
 
 /// How long the group waits for the engine to give a partition up: for the transactions under way, and no longer for a sink
 /// that cannot commit. The group itself would wait for `max.poll.interval.ms`, and so would all its members.
 const GIVE_UP: Duration = Duration::from_secs(5);
+
+/// How the source becomes a member of its group.
+pub(crate) struct Entrance {
+    pub(crate) config: ClientConfig,
+    pub(crate) topic: String,
+    /// Name of the member that outlives the process.
+    pub(crate) instance: Option<String>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) membership: Arc<Membership>,
+}
+
+impl Entrance {
+    /// A new member.
+    ///
+    /// # Errors
+    /// [`LogError::Fatal`] when the library refuses the settings.
+    pub(crate) fn enter(&self) -> Result<Arc<BaseConsumer<GroupContext>>, LogError> {
+        let fatal =
+            |error: KafkaError| LogError::Fatal { context: format!("read Kafka topic {}", self.topic), cause: creation_cause(&error) };
+        let callbacks = GroupContext::new(Arc::clone(&self.outbox), Arc::clone(&self.membership));
+        let consumer: Arc<BaseConsumer<GroupContext>> = Arc::new(self.config.create_with_context(callbacks).map_err(fatal)?);
+        self.membership.enter(&consumer, &self.topic, self.instance.as_deref());
+        consumer.subscribe(&[&self.topic]).map_err(fatal)?;
+        Ok(consumer)
+    }
+}
 
 /// What the consumer group decided.
 #[derive(Debug, PartialEq, Eq)]

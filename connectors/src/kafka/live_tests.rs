@@ -169,3 +169,50 @@ async fn a_broker_that_restarts_loses_nothing() {
     let seen = read(&mut log, 100).await;
     assert!(seen.values().all(|offsets| offsets.is_sorted()), "{seen:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_fenced_once_enters_again() {
+    let Some(brokers) = brokers() else { return };
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let topic = topic(&brokers, "fenced").await;
+    let group = format!("g-{topic}");
+    let mut sink = sink(&json!({ "brokers": [brokers], "topic": topic })).await;
+    sink.commit(&[batch(0..300)]).await.expect("committed");
+    let mut log = log(&json!({ "brokers": [brokers], "topic": topic, "group": group, "instance": "one" }));
+    seek_all(&mut log).await;
+    read(&mut log, 300).await;
+
+    // Another of the same name is let in instead, and goes away.
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &brokers).set("group.id", &group).set("group.instance.id", "one");
+    config.set("partition.assignment.strategy", "cooperative-sticky");
+    let intruder: BaseConsumer = config.create().expect("a consumer");
+    intruder.subscribe(&[&topic]).expect("subscribed");
+    let deadline = Instant::now() + PATIENCE;
+    while intruder.assignment().expect("an assignment").count() == 0 {
+        assert!(Instant::now() < deadline, "the other member was not let in");
+        let _ = intruder.poll(Duration::from_millis(50));
+    }
+    drop(intruder);
+
+    let mut ours = PARTITIONS;
+    while ours > 0 {
+        match event(&mut log).await {
+            Ok(LogEvent::Revoked(some)) => ours -= some.len() as i32,
+            Ok(LogEvent::Batch(_)) | Err(LogError::Retry { .. }) => {}
+            other => panic!("the group takes all of it, not {other:?}"),
+        }
+    }
+    let mut again = Vec::new();
+    while again.len() < PARTITIONS as usize {
+        match event(&mut log).await {
+            Ok(LogEvent::Assigned(some)) => again.extend(some),
+            Ok(LogEvent::Revoked(none)) if none.is_empty() => {}
+            other => panic!("all of it comes back, not {other:?}"),
+        }
+    }
+    for assignment in &again {
+        log.seek(assignment.partition, assignment.first_offset).await.expect("sought");
+    }
+    assert_eq!(read(&mut log, 300).await.values().map(Vec::len).sum::<usize>(), 300);
+}

@@ -7,14 +7,13 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use fieldstream_engine_api::{Assignment, Log, LogError, LogEvent};
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle as Task;
 
 use super::block::Wanted;
-use super::group::GroupContext;
+use super::group::Entrance;
 use super::membership::Membership;
-use super::options::{Origins, RecordKey, Start, creation_cause};
+use super::options::{Origins, RecordKey, Start};
 use super::outbox::Outbox;
 use super::reader::{Command, Reader, Source};
 use super::topics::{self, TopicError};
@@ -115,17 +114,19 @@ impl KafkaLog {
     fn start(&self) -> Result<Running, LogError> {
         let topic = self.settings.topic.clone();
         let context = format!("read Kafka topic {topic}");
-        let fatal = |error: &rdkafka::error::KafkaError| LogError::Fatal { context: context.clone(), cause: creation_cause(error) };
-        let callbacks = GroupContext::new(Arc::clone(&self.outbox), Arc::clone(&self.membership));
-        let consumer: BaseConsumer<GroupContext> = self.config.create_with_context(callbacks).map_err(|error| fatal(&error))?;
-        let consumer = Arc::new(consumer);
-        self.membership.enter(&consumer, &topic, self.settings.instance.as_deref());
-        consumer.subscribe(&[&topic]).map_err(|error| fatal(&error))?;
+        let entrance = Entrance {
+            config: self.config.clone(),
+            topic: topic.clone(),
+            instance: self.settings.instance.clone(),
+            outbox: Arc::clone(&self.outbox),
+            membership: Arc::clone(&self.membership),
+        };
+        let consumer = entrance.enter()?;
         let (commands, inbox) = channel();
         let wanted = Wanted { keys: self.settings.key == RecordKey::DeviceId, origins: self.settings.origins == Origins::Deduplicate };
         let receivers = self.settings.receivers.clone();
         let source = Source { topic, name: Arc::clone(&self.settings.source), wanted, receivers };
-        let reader = Reader::new(consumer, source, inbox, Arc::clone(&self.outbox), Arc::clone(&self.membership));
+        let reader = Reader::new(consumer, source, inbox, entrance);
         let thread = std::thread::Builder::new()
             .name("kafka-consumer".into())
             .spawn(move || reader.run())

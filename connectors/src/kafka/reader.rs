@@ -3,22 +3,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use fieldstream_engine_api::{Assignment, LogBatch, LogError, LogEvent, LogId};
-use fieldstream_schemas::origin;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Headers, Message, Timestamp};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 
-use super::block::{BlockBuilder, Record, Wanted};
-use super::group::{Change, GroupContext};
+use super::block::{BlockBuilder, Record, Wanted, append_us, origin_of};
+use super::group::{Change, Entrance, GroupContext};
 use super::journal_records::whose;
 use super::log::log_id;
 use super::membership::Membership;
 use super::outbox::Outbox;
+
+/// A member that is fenced twice within this time shares its name with another process.
+const FENCED_AGAIN: Duration = Duration::from_secs(60);
 
 /// Bytes that may wait for the engine before fetching stops; it goes on at half of that.
 const OUTBOX_BYTES: usize = 32 << 20;
@@ -77,6 +79,7 @@ pub(crate) struct Reader {
     topic: String,
     source: Source,
     commands: Receiver<Command>,
+    entrance: Entrance,
     outbox: Arc<Outbox>,
     membership: Arc<Membership>,
     state: State,
@@ -97,18 +100,14 @@ struct State {
     create_time_told: bool,
     /// The library asked for an offset reset: some partition no longer has the offset we are at.
     reset_asked: bool,
+    /// When another member of our name was last let in instead of us.
+    fenced: Option<Instant>,
 }
 
 impl Reader {
-    pub(crate) fn new(
-        consumer: Arc<BaseConsumer<GroupContext>>,
-        source: Source,
-        commands: Receiver<Command>,
-        outbox: Arc<Outbox>,
-        membership: Arc<Membership>,
-    ) -> Self {
-        let topic = source.topic.clone();
-        Self { consumer, topic, source, commands, outbox, membership, state: State::default() }
+    pub(crate) fn new(consumer: Arc<BaseConsumer<GroupContext>>, source: Source, commands: Receiver<Command>, entrance: Entrance) -> Self {
+        let (topic, outbox, membership) = (source.topic.clone(), Arc::clone(&entrance.outbox), Arc::clone(&entrance.membership));
+        Self { consumer, topic, source, commands, entrance, outbox, membership, state: State::default() }
     }
 
     /// Runs until the other end of the commands is dropped.
@@ -358,6 +357,8 @@ impl Reader {
                 self.state.reset_asked = true;
                 None
             }
+            // Our own older request may have come after a newer one. Another process of that name would do it again at once.
+            Code::FencedInstanceId if self.state.fenced.is_none_or(|before| before.elapsed() > FENCED_AGAIN) => self.enter_again().err(),
             _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => fatal(code.to_string()),
             _ => None,
         };
@@ -369,6 +370,17 @@ impl Reader {
                 self.outbox.push(Err(error));
             }
         }
+    }
+
+    /// Becomes a new member, since the library gives the old one up for good. What it read belongs to nobody until the group says so.
+    fn enter_again(&mut self) -> Result<(), LogError> {
+        let numbers: Vec<i32> = std::mem::take(&mut self.state.partitions).into_keys().chain(self.state.unknown.drain(..)).collect();
+        self.membership.release(&numbers);
+        numbers.iter().for_each(|number| self.outbox.take_back(*number as u32));
+        self.outbox.push(Ok(LogEvent::Revoked(numbers.iter().map(|number| *number as u32).collect())));
+        self.state.fenced = Some(Instant::now());
+        self.consumer = self.entrance.enter()?;
+        Ok(())
     }
 
     /// Tells the engine which partition no longer has the offset we are at, once the brokers have said so.
@@ -449,33 +461,4 @@ fn take(state: &mut State, message: &BorrowedMessage<'_>, source: &Source, outbo
     if state.trouble.take().is_some() {
         tracing::info!(topic = message.topic(), "Kafka answers again");
     }
-}
-
-/// Append time of a record, microseconds since the epoch.
-fn append_us(message: &BorrowedMessage<'_>, create_time_told: &mut bool) -> i64 {
-    match message.timestamp() {
-        Timestamp::LogAppendTime(ms) => ms.saturating_mul(1000),
-        Timestamp::CreateTime(_) | Timestamp::NotAvailable => {
-            if !std::mem::replace(create_time_told, true) {
-                let topic = message.topic();
-                tracing::warn!(
-                    topic,
-                    "the topic has no append time, the receive time stands for it; set message.timestamp.type=LogAppendTime"
-                );
-            }
-            now_us()
-        }
-    }
-}
-
-/// The header that says where a record comes from, as far as it may be right.
-fn origin_of<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a [u8]> {
-    let headers = message.headers()?;
-    let header = (0..headers.count()).filter_map(|index| headers.try_get(index)).find(|header| header.key == origin::HEADER)?;
-    let value = header.value.unwrap_or_default();
-    Some(value.get(..=origin::LONGEST).unwrap_or(value))
-}
-
-fn now_us() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
 }
