@@ -74,6 +74,10 @@ impl PartitionStore {
         let mut lowest = oldest.generation;
         for key in self.objects.list(&self.folder("decisions")).await? {
             let Some((g, number)) = numbered(&key) else { continue };
+            if g > generation {
+                // Somebody has taken over since the lineage was read, which does not know that these count.
+                continue;
+            }
             if number < needed_from || !lineage.decision_counts(g, number) {
                 self.objects.delete(&key).await?;
             } else {
