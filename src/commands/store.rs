@@ -26,7 +26,7 @@ pub(crate) struct StoreArgs {
 impl StoreArgs {
     /// Where the checkpoint store lies.
     pub(crate) fn location(&self) -> Location {
-        self.state.clone().unwrap_or_else(|| Location::Folder(self.data_dir.join("state")))
+        Location::given_or_in(self.state.as_ref(), &self.data_dir)
     }
 
     /// The partitions that are meant; at least one.

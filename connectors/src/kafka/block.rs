@@ -5,8 +5,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fieldstream_engine_api::{LogBatch, Payloads};
-use fieldstream_schemas::origin;
-use fieldstream_schemas::{PayloadBlock, PayloadEntry, Position, Reject};
+use fieldstream_schemas::{PayloadBlock, PayloadEntry, Position, Reject, origin};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _, Timestamp};
 
 /// Most records of a block.

@@ -1,8 +1,9 @@
 //! Where a checkpoint store lies: a folder, or the URL of an S3-compatible object store.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path as FsPath, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::RetryConfig;
@@ -42,6 +43,14 @@ impl FromStr for Location {
             return Err(WANTED.to_owned());
         }
         Ok(Self::Bucket(url))
+    }
+}
+
+impl Location {
+    /// The place that was given, or else the one in a node's data directory.
+    #[must_use]
+    pub fn given_or_in(given: Option<&Self>, data_dir: &FsPath) -> Self {
+        given.cloned().unwrap_or_else(|| Self::Folder(data_dir.join("state")))
     }
 }
 
@@ -91,7 +100,7 @@ fn bucket(url: &Url) -> Result<Objects, StoreError> {
         .build()
         .map_err(|e| StoreError::io(format!("open {url}"), e))?;
     let prefix = Path::from_url_path(url.path()).map_err(|e| StoreError::io(format!("open {url}"), e))?;
-    Ok(Objects::remote(std::sync::Arc::new(PrefixStore::new(store, prefix)), url.as_str()))
+    Ok(Objects::remote(Arc::new(PrefixStore::new(store, prefix)), url.as_str()))
 }
 
 #[cfg(test)]

@@ -84,10 +84,7 @@ impl Engine {
     /// # Errors
     /// If the data directory cannot be used.
     pub async fn start(options: EngineOptions, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        let store = match &options.state {
-            Some(location) => CheckpointStore::open_at(location).await?,
-            None => CheckpointStore::open(&options.data_dir.join("state")).await?,
-        };
+        let store = CheckpointStore::open_at(&Location::given_or_in(options.state.as_ref(), &options.data_dir)).await?;
         let arbiters: Vec<Arbiter> = (0..options.shards.max(1)).map(|_| Arbiter::new()).collect();
         let shards = arbiters.iter().map(|arbiter| Shard::start_in_arbiter(&arbiter.handle(), |_| Shard::default())).collect();
         let tight = watch_budget(&clock, options.memory_budget);
