@@ -92,11 +92,13 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
+    // Before the rename: without a handle for its fsync nothing may change.
+    let folder = fs::File::open(directory)?;
     let mut file = fs::File::create(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
-    fs::File::open(directory)?.sync_all()
+    folder.sync_all()
 }
 
 /// Numbers files: by the number their name ends in when all have one and all differ, else in sorted order from 0.

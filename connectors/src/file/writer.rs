@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{AsArray as _, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
-use fieldstream_engine_api::{Committed, Generation, PartitionKey, SinkBatch, SinkError, SinkRows};
+use fieldstream_engine_api::{Committed, Generation, PartitionKey, SinkBatch, SinkError, SinkRows, is_shortage};
 use fieldstream_schemas::columns::TS;
 use fieldstream_schemas::encode::{CsvWriter, JsonWriter};
 
@@ -58,13 +58,10 @@ fn fatal(context: &str, path: &Path, cause: &dyn fmt::Display) -> SinkError {
     SinkError::Fatal { context: format!("{context} {}", path.display()), cause: cause.to_string() }
 }
 
-/// A sidecar that could not be replaced. On a full disk the old one stands, and what was written behind its lengths is cut at the
+/// What the disk or the system refused. On a shortage the old sidecar stands, and what was written behind its lengths is cut at the
 /// next try; after any other failure nobody knows what is on disk.
-fn unreplaced(path: &Path, cause: &io::Error) -> SinkError {
-    match cause.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => retry("replace marks in", path, cause),
-        _ => fatal("replace marks in", path, cause),
-    }
+fn refused(context: &str, path: &Path, cause: &io::Error) -> SinkError {
+    if is_shortage(cause) { retry(context, path, cause) } else { fatal(context, path, cause) }
 }
 
 fn committed(key: &PartitionKey, durable: Durable) -> Committed {
@@ -74,9 +71,9 @@ fn committed(key: &PartitionKey, durable: Durable) -> Committed {
 impl Writer {
     fn locked(&self) -> Result<(File, PathBuf, Sidecar), SinkError> {
         let guard = self.template.beside("lock");
-        let file = lock(&guard).map_err(|e| fatal("lock", &guard, &e))?;
+        let file = lock(&guard).map_err(|e| refused("lock", &guard, &e))?;
         let path = self.template.beside("marks");
-        let sidecar = Sidecar::load(&path).map_err(|e| fatal("read marks in", &path, &e))?;
+        let sidecar = Sidecar::load(&path).map_err(|e| refused("read marks in", &path, &e))?;
         Ok((file, path, sidecar))
     }
 
@@ -95,7 +92,7 @@ impl Writer {
             let file = self.template.file(None);
             adopt(&mut sidecar, &file)?;
             // Output exists even if no row ever comes.
-            touch(&file).map_err(|e| fatal("create", &file, &e))?;
+            touch(&file).map_err(|e| refused("create", &file, &e))?;
         }
         for (file, length) in &mut sidecar.files {
             cut_tail(file, length)?;
@@ -117,7 +114,7 @@ impl Writer {
                 None
             }
         };
-        sidecar.store(&path).map_err(|e| unreplaced(&path, &e))?;
+        sidecar.store(&path).map_err(|e| refused("replace marks in", &path, &e))?;
         self.owned.insert(key.clone(), (generation, durable));
         Ok(durable.map(|d| committed(key, d)))
     }
@@ -151,7 +148,7 @@ impl Writer {
                 entry.durable = Some(*durable);
             }
         }
-        sidecar.store(&path).map_err(|e| unreplaced(&path, &e))?;
+        sidecar.store(&path).map_err(|e| refused("replace marks in", &path, &e))?;
         for (key, durable) in &done {
             if let Some((_, told)) = self.owned.get_mut(key) {
                 *told = Some(*durable);
@@ -207,7 +204,7 @@ fn clear(sidecar: &mut Sidecar, path: &Path) -> Result<(), SinkError> {
     for length in sidecar.files.values_mut() {
         *length = 0;
     }
-    sidecar.store(path).map_err(|e| unreplaced(path, &e))?;
+    sidecar.store(path).map_err(|e| refused("replace marks in", path, &e))?;
     for file in std::mem::take(&mut sidecar.files).into_keys() {
         match fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fatal("remove", &file, &error)),
@@ -257,7 +254,7 @@ fn cut_tail(file: &Path, length: &mut u64) -> Result<(), SinkError> {
     }
     if found > *length {
         tracing::info!(file = %file.display(), bytes = found - *length, "cut rows that were never committed");
-        touch(file).and_then(|f| f.set_len(*length)).map_err(|e| fatal("cut", file, &e))?;
+        touch(file).and_then(|f| f.set_len(*length)).map_err(|e| refused("cut", file, &e))?;
     }
     Ok(())
 }
@@ -270,7 +267,7 @@ fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8
     }
     if adopted {
         // A file must be listed with its length before it grows, or a torn tail in it could not be told from rows.
-        sidecar.store(path).map_err(|e| unreplaced(path, &e))?;
+        sidecar.store(path).map_err(|e| refused("replace marks in", path, &e))?;
     }
     for (file, bytes) in buffers {
         let length = sidecar.files.entry(file.clone()).or_default();
@@ -282,7 +279,7 @@ fn append(sidecar: &mut Sidecar, path: &Path, buffers: &BTreeMap<PathBuf, Vec<u8
         // After a failed fsync the kernel may have dropped the pages: nobody knows what is on disk.
         handle.sync_all().map_err(|e| fatal("fsync", file, &e))?;
         if *length == 0 {
-            sync_directory(file).map_err(|e| fatal("fsync the directory of", file, &e))?;
+            sync_directory(file).map_err(|e| refused("fsync the directory of", file, &e))?;
         }
         *length += (top.len() + bytes.len()) as u64;
     }

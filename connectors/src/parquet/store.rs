@@ -3,14 +3,18 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path as FsPath, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
-use fieldstream_engine_api::SinkError;
+use fieldstream_engine_api::{SinkError, is_shortage};
 use futures::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions};
 use tokio::task::spawn_blocking;
+
+/// Time until a fsync is tried again for which there was no file handle.
+const SHORTAGE: Duration = Duration::from_secs(1);
 
 /// The directory.
 #[derive(Debug)]
@@ -33,7 +37,7 @@ impl Store {
     /// Opens the directory, and makes it if need be.
     pub(crate) fn open(root: &FsPath) -> Result<Self, SinkError> {
         let context = || format!("open the directory {}", root.display());
-        fs::create_dir_all(root).map_err(|e| fatal(context(), &e))?;
+        fs::create_dir_all(root).map_err(|e| if is_shortage(&e) { retry(context(), &e) } else { fatal(context(), &e) })?;
         let root = root.canonicalize().map_err(|e| fatal(context(), &e))?;
         let objects = LocalFileSystem::new_with_prefix(&root).map_err(|e| fatal(context(), &e))?;
         Ok(Self { root, objects })
@@ -51,10 +55,20 @@ impl Store {
 
     /// Waits until `key` and its name are on disk.
     async fn sync(&self, key: &Path) -> Result<(), SinkError> {
-        let (root, path) = (self.root.clone(), self.root.join(key.as_ref()));
-        let done = spawn_blocking(move || sync_up(&root, &path)).await;
-        // After a failed fsync the kernel may have dropped the pages: nobody knows what is on disk.
-        done.map_err(io::Error::other).flatten().map_err(|e| fatal(format!("fsync {key}"), &e))
+        loop {
+            let (root, path) = (self.root.clone(), self.root.join(key.as_ref()));
+            let done = spawn_blocking(move || sync_up(&root, &path)).await;
+            match done.map_err(io::Error::other).flatten() {
+                Ok(()) => return Ok(()),
+                // The object is there: whoever created it anew would take it for somebody else's.
+                Err(error) if is_shortage(&error) => {
+                    tracing::warn!("fsync {key}: {error}; trying again in {SHORTAGE:?}");
+                    tokio::time::sleep(SHORTAGE).await;
+                }
+                // After a failed fsync the kernel may have dropped the pages: nobody knows what is on disk.
+                Err(error) => return Err(fatal(format!("fsync {key}"), &error)),
+            }
+        }
     }
 
     /// The bytes of `key`; `None` when it does not exist.

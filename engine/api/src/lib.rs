@@ -12,6 +12,7 @@ pub mod operator;
 pub mod partitioner;
 mod prefetch;
 pub mod shared;
+mod shortage;
 pub mod sink;
 pub mod slots;
 
@@ -28,5 +29,6 @@ pub use operator::{BuildContext, Edge, KeyedState, Operator, Output, Space, Stat
 pub use partitioner::partition_of;
 pub use prefetch::{AHEAD, prefetch};
 pub use shared::Shared;
+pub use shortage::is_shortage;
 pub use sink::{Committed, Guarantee, Sink, SinkBatch, SinkError, SinkRows, Sinks};
 pub use slots::SlotDirectory;

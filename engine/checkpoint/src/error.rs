@@ -77,12 +77,10 @@ impl StoreError {
 
     /// A failed write after which nothing has changed.
     pub(crate) fn unwritten(context: impl Into<String>, cause: &std::io::Error) -> Self {
-        match cause.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Self::Full { context: context.into(), cause: cause.to_string() }
-            }
-            _ => Self::io(context, cause),
+        if fieldstream_engine_api::is_shortage(cause) {
+            return Self::Full { context: context.into(), cause: cause.to_string() };
         }
+        Self::io(context, cause)
     }
 
     pub(crate) fn damaged(key: &object_store::path::Path, what: impl Into<String>) -> Self {

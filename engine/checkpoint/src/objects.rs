@@ -223,8 +223,10 @@ fn link_local(root: &FsPath, key: &Path, file: &FsPath) -> Result<(), StoreError
     let context = |what: &str| format!("{what} {}", target.display());
     let parent = target.parent().unwrap_or(root);
     create_folders(root, parent).map_err(|e| StoreError::unwritten(context("create folder of"), &e))?;
+    // Before the link: without a handle for its fsync there must be no link.
+    let folder = File::open(parent).map_err(|e| StoreError::unwritten(context("open folder of"), &e))?;
     match fs::hard_link(file, &target) {
-        Ok(()) => File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::io(context("sync folder of"), e)),
+        Ok(()) => folder.sync_all().map_err(|e| StoreError::io(context("sync folder of"), e)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::Exists(key.to_string())),
         Err(error) => Err(StoreError::unwritten(context("create"), &error)),
     }
@@ -258,9 +260,10 @@ fn create_folders(root: &FsPath, folder: &FsPath) -> io::Result<()> {
     }
     let Some(parent) = folder.parent() else { return Ok(()) };
     create_folders(root, parent)?;
+    let above = File::open(parent)?;
     match fs::create_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => File::open(parent)?.sync_all(),
+        _ => above.sync_all(),
     }
 }
 

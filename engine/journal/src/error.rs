@@ -3,7 +3,7 @@
 /// Why the journal refused or failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The disk budget, or the disk, is full. Nothing was written and nothing is lost: do not acknowledge the producer, wait
+    /// The disk budget is used up. Nothing was written and nothing is lost: do not acknowledge the producer, wait
     /// with [`crate::Journal::wait_for_room`], and append again.
     #[error("the journal is full ({used} of {budget} bytes): raise the budget, or see which pipeline does not acknowledge")]
     Full {
@@ -12,6 +12,9 @@ pub enum JournalError {
         /// Bytes allowed.
         budget: u64,
     },
+    /// The disk is full, or the process has no file handle left. Nothing was written and nothing is lost, as with [`Self::Full`].
+    #[error("the journal cannot be written for now: {0}: make room, it goes on by itself")]
+    Short(String),
     /// One append that no budget could hold.
     #[error("an append of {bytes} bytes is larger than the journal takes ({limit} bytes): send smaller blocks")]
     TooLarge {

@@ -136,7 +136,7 @@ impl Journal {
         Ok(Some(answer))
     }
 
-    /// True from a refusal, because the budget is used up or the disk is full, until something could be written again.
+    /// True from a refusal, because the budget is used up, the disk is full or there are no file handles, until something could be written again.
     #[must_use]
     pub fn is_full(&self) -> bool {
         *self.shared().full.borrow()
@@ -242,7 +242,7 @@ impl Append for Journal {
     async fn append(&self, source: &str, decoded: &Decoded, now_us: i64) -> Result<(), AppendError> {
         let context = || "append to the journal".to_owned();
         Self::append(self, source, decoded.clone(), None, now_us).await.map_err(|error| match error {
-            full @ JournalError::Full { .. } => AppendError::Retry { context: context(), cause: full.to_string() },
+            full @ (JournalError::Full { .. } | JournalError::Short(_)) => AppendError::Retry { context: context(), cause: full.to_string() },
             other => AppendError::Fatal { context: context(), cause: other.to_string() },
         })
     }

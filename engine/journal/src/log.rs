@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fieldstream_engine_api::{Log, LogError, LogEvent};
+use fieldstream_engine_api::{Log, LogError, LogEvent, is_shortage};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -125,6 +125,12 @@ fn fatal(context: &str, cause: impl std::fmt::Display) -> LogError {
     LogError::Fatal { context: context.to_owned(), cause: cause.to_string() }
 }
 
+/// A read that failed; nothing has moved, so that it can be tried again.
+fn unread(error: &io::Error) -> LogError {
+    let (context, cause) = ("read the journal".to_owned(), error.to_string());
+    if is_shortage(error) { LogError::Retry { context, cause } } else { LogError::Fatal { context, cause } }
+}
+
 #[async_trait]
 impl Log for JournalLog {
     async fn next(&mut self) -> Result<LogEvent, LogError> {
@@ -144,7 +150,7 @@ impl Log for JournalLog {
             let (chunk, open) = (&mut reading.task).await.map_err(|e| fatal("read the journal", e))?;
             let wanted = self.reading.take().map(|r| r.wanted).unwrap_or_default();
             self.open = open;
-            let moved = self.take_chunk(&wanted, chunk.map_err(|e| fatal("read the journal", e))?);
+            let moved = self.take_chunk(&wanted, chunk.map_err(|e| unread(&e))?);
             // A partition that was let go or sought while the read was under way has not been looked at.
             let all = self.wanted().keys().all(|p| wanted.contains(&(*p, self.seeks(*p))));
             if !moved && all {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Instant;
 
+use fieldstream_engine_api::is_shortage;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::JournalError;
@@ -258,7 +259,11 @@ impl Writer {
         });
         let done =
             removed.and_then(|()| sync_folder(&self.shared.folder)).and_then(|()| self.shared.index().holds.save(&self.shared.folder));
-        done.map_err(|e| self.failed("delete segments of", &e))?;
+        match done {
+            // The files are gone. Nothing is read wrongly where this is not known after a crash, and the next deletion writes it down.
+            Err(error) if is_shortage(&error) => tracing::warn!(%error, "cannot note which segments of the journal were deleted"),
+            done => done.map_err(|e| self.failed("delete segments of", &e))?,
+        }
         self.shared.full.send_if_modified(std::mem::take);
         Ok(())
     }
@@ -271,25 +276,31 @@ impl Writer {
             Ok(segment) => Arc::new(segment),
             Err(error) => return Err(self.refused_by_disk(&error)),
         };
-        self.file = (self.open)(&segment.path).map_err(|e| self.failed("open a segment of", &e))?;
+        self.file = match (self.open)(&segment.path) {
+            Ok(file) => file,
+            Err(error) => {
+                // The segment before goes on, and a head above its frames would contradict them.
+                fs::remove_file(&segment.path).map_err(|e| self.failed("take back a segment of", &e))?;
+                return Err(self.refused_by_disk(&error));
+            }
+        };
         self.at = segment.head.len;
         self.segment = Arc::clone(&segment);
         self.shared.index().segments.push_back(segment);
         Ok(())
     }
 
-    /// A full disk is taken back as if nothing had been written; any other failure is final.
+    /// What passes is taken back as if nothing had been written; any other failure is final.
     fn refused_by_disk(&mut self, error: &io::Error) -> JournalError {
-        let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge);
-        if !full {
+        if !is_shortage(error) && error.kind() != io::ErrorKind::FileTooLarge {
             return self.failed("write", error);
         }
         if let Err(error) = self.file.truncate(self.at) {
             return self.failed("take back a write on the full disk of", &error);
         }
-        tracing::warn!(folder = %self.shared.folder.display(), %error, "the journal's disk is full");
+        tracing::warn!(folder = %self.shared.folder.display(), %error, "the journal cannot be written for now");
         self.shared.full.send_replace(true);
-        JournalError::Full { used: self.shared.index().bytes(), budget: self.shared.budget }
+        JournalError::Short(error.to_string())
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> JournalError {

@@ -1,6 +1,6 @@
 //! The operator graph of one partition: rows in, rows at the sinks out, as plain synchronous calls in topological order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt64Array};
@@ -271,10 +271,10 @@ impl Graph {
         self.channels.iter_mut().for_each(Vec::clear);
     }
 
-    /// Takes what reached the sinks in this turn.
+    /// Takes what reached the sinks in this turn, the rows of each input by position.
     pub fn take_sink_rows(&mut self) -> Vec<Vec<SinkRows>> {
         self.collect();
-        self.arrived.iter_mut().map(std::mem::take).collect()
+        self.arrived.iter_mut().map(|arrived| in_order(std::mem::take(arrived))).collect()
     }
 
     /// Name of the operator whose turn did not come to an end.
@@ -357,6 +357,21 @@ fn account(node: &Node, counts: &NodeCounts, rejected: &[Rejected], totals: &mut
     }
     totals.deduplicated += counts.deduplicated;
     totals.settled += counts.absorbed + if node.terminal { counts.forwarded } else { 0 };
+}
+
+/// Rejected rows leave their node code by code: without this, the order of dead letters would tell where turns were cut.
+fn in_order(arrived: Vec<SinkRows>) -> Vec<SinkRows> {
+    let inputs: BTreeSet<usize> = arrived.iter().map(|rows| rows.input).collect();
+    let of = |input: usize| arrived.iter().filter(move |rows| rows.input == input);
+    let disordered = |input: &usize| {
+        let bounds = of(*input).filter_map(|rows| Some((*rows.batch.keys.position.first()?, *rows.batch.keys.position.last()?)));
+        bounds.clone().zip(bounds.skip(1)).any(|((_, last), (first, _))| first < last)
+    };
+    if !inputs.iter().any(disordered) {
+        return arrived;
+    }
+    let merged = |input: usize| merge_by_position(&of(input).map(|rows| rows.batch.clone()).collect::<Vec<_>>());
+    inputs.into_iter().flat_map(|input| merged(input).into_iter().map(move |batch| SinkRows { input, batch })).collect()
 }
 
 /// Joins batches into one, ordered by position; rows of equal position keep the order of the batches.

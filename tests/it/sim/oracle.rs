@@ -120,10 +120,9 @@ fn compare(expected: &[Row], found: &[Row]) -> Result<(), String> {
         ));
     }
     let (expected, found) = (by_device(expected), by_device(found));
-    match expected.iter().find(|(device, rows)| found.get(*device) != Some(*rows)) {
-        Some((device, _)) => Err(format!("rows of {device:?} are in another order")),
-        None => Ok(()),
-    }
+    let Some((device, rows)) = expected.iter().find(|(device, rows)| found.get(*device) != Some(*rows)) else { return Ok(()) };
+    let differ = rows.iter().zip(&found[device]).find(|(expected, found)| expected != found);
+    Err(format!("rows of {device:?} are in another order, first (expected, found): {differ:?}"))
 }
 
 /// Rows in their order by partition, input and device.
