@@ -1,7 +1,7 @@
 //! The real binary: started, asked, told to stop, killed.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -59,6 +59,29 @@ fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some((status, body.to_owned()))
+}
+
+/// A connection that is kept, so that a node answers on it which can accept no other.
+pub(crate) struct KeptOpen(BufReader<TcpStream>);
+
+impl KeptOpen {
+    /// The body of a GET whatever its status, while the node answers.
+    pub(crate) fn body(&mut self, path: &str) -> Option<String> {
+        write!(self.0.get_mut(), "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
+        let (mut length, mut line) = (0, String::new());
+        loop {
+            line.clear();
+            self.0.read_line(&mut line).ok()?;
+            match line.trim_end().to_ascii_lowercase().split_once(": ") {
+                Some(("content-length", bytes)) => length = bytes.parse().ok()?,
+                None if line.trim_end().is_empty() => break,
+                _ => {}
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).ok()?;
+        String::from_utf8(body).ok()
+    }
 }
 
 /// Sends a request and reads to the end, at most for `patience`.
@@ -145,6 +168,13 @@ impl Node {
     /// The body of an admin path whatever its status, while the server answers.
     pub(crate) fn body(&self, path: &str) -> Option<String> {
         ask(self.admin, path).map(|(_, body)| body)
+    }
+
+    /// A connection to its admin server for several requests.
+    pub(crate) fn keep_open(&self) -> KeptOpen {
+        let stream = TcpStream::connect(self.admin).expect("the node listens");
+        stream.set_read_timeout(Some(ANSWER)).expect("a time");
+        KeptOpen(BufReader::new(stream))
     }
 
     /// The account of the pipeline, while the admin server answers.

@@ -2,6 +2,7 @@
 //! others go on, everything is named, nothing is lost, and it goes on by itself.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -131,6 +132,55 @@ fn a_full_journal_refuses_says_so_and_goes_on_by_itself() {
     let ended = all_stored(node, "full");
     assert_eq!(database.count("readings"), READINGS);
     assert!(ended.stderr.contains("the journal takes what is received again"), "{}", ended.stderr);
+}
+
+const MANY_FILES: &str = r#"
+version: 1
+pipeline: handles
+checkpoint: { interval: 1s }
+sources:
+  fleet: { generator: { devices: 200, seed: 5, speed: max, count: 300000 } }
+sinks:
+  store: { parquet: { path: store }, inputs: [fleet] }
+  history: { file: { path: rows.ndjson }, inputs: [fleet] }
+discard: [fleet.rejected]
+"#;
+
+/// How many files the node may have open from now on; it has more already, and keeps them.
+fn allow_files(node: &Node, limit: &str) {
+    let told =
+        Command::new("prlimit").args(["--pid", &node.id().to_string(), &format!("--nofile={limit}:")]).status().expect("prlimit runs");
+    assert!(told.success(), "prlimit {limit}");
+}
+
+#[test]
+fn without_file_handles_a_node_says_so_and_goes_on_by_itself() {
+    let _services = services::shared();
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("handles.yaml"), MANY_FILES).expect("a file");
+    let mut command = fieldstream();
+    command.arg("run").arg("handles.yaml");
+    let node = Node::start(command, "handles", dir.path());
+    eventually("the first rows", || ledger_of(&node, "handles").filter(|l| l["delivered"]["history"].as_u64() > Some(0)));
+    let mut admin = node.keep_open();
+    allow_files(&node, "8");
+    let lacking = "Too many open files";
+    eventually("the node to say what it lacks", || admin.body("/readyz").filter(|body| body.contains(lacking)));
+    let metrics = admin.body("/metrics").expect("the node serves");
+    assert!(metrics.contains(r#"fieldstream_trouble{part="checkpoints",pipeline="handles"} 1"#), "{metrics}");
+    eventually("both sinks to have tried", || {
+        let tried = |sink: &str| node.stderr().lines().any(|line| line.contains(lacking) && line.contains(sink));
+        (tried("sink=history") && (tried("sink=store") || tried("parquet"))).then_some(())
+    });
+    allow_files(&node, "4096");
+    let ended = all_stored(node, "handles");
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    let rows = std::fs::read_to_string(dir.path().join("rows.ndjson")).expect("rows");
+    assert_eq!(rows.lines().count() as u64, READINGS);
+    let mut query = fieldstream();
+    query.current_dir(dir.path()).args(["query", "--store", "store", "--json", "SELECT count(*) AS n FROM fleet"]);
+    let counted = query.output().expect("the binary runs");
+    assert!(String::from_utf8_lossy(&counted.stdout).contains(&READINGS.to_string()), "{counted:?}");
 }
 
 const LIMITED: &str = r#"

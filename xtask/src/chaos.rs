@@ -1,4 +1,4 @@
-//! Long runs of the real processes, `chaos` and `soak`: tests of the one integration-test binary, which take their settings from
+//! Long runs of the real processes, `chaos`, `soak` and `stall`: tests of the one integration-test binary, which take their settings from
 //! the environment.
 
 use std::path::Path;

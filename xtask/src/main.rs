@@ -27,6 +27,8 @@ const HELP: &str = "usage: cargo xtask COMMAND
                     kills, stops, freezes and starves the real processes, and compares every row
   soak --minutes M [--report FILE]
                     an even load with reloads, in which memory and open files must stay flat
+  stall --minutes M [--report FILE]
+                    a database that stands still, while memory must stay flat
   sim [--seed N] [--count K] [--release]
                     simulated runs of several workers with faults, see docs/reliability/simulation.md
   ci                everything continuous integration runs, tests included
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         ["schema", "--check"] => root().and_then(|root| schema::run(&root, true)),
         ["chaos", ref options @ ..] => root().and_then(|root| chaos::run(&root, "chaos", "chaos::chaos", options)),
         ["soak", ref options @ ..] => root().and_then(|root| chaos::run(&root, "soak", "chaos::soak::soak", options)),
+        ["stall", ref options @ ..] => root().and_then(|root| chaos::run(&root, "stall", "chaos::stall::stall", options)),
         ["sim", ref options @ ..] => root().and_then(|root| sim::run(&root, options)),
         ["ci"] => root().and_then(|root| ci::run(&root)),
         _ => {

@@ -89,7 +89,7 @@ pub(crate) const ROOMS: &[Room] = &[
     },
     Room {
         package: "fieldstream",
-        uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-checkpoint", "fieldstream-connectors", "fieldstream-journal", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustls", "serde", "serde_json", "tikv-jemallocator", "tokio", "tracing", "tracing-subscriber"],
+        uses: &["actix", "actix-web", "anyhow", "base64", "bytes", "clap", "clap_complete", "fieldstream-checkpoint", "fieldstream-connectors", "fieldstream-journal", "fieldstream-pipelines", "fieldstream-query", "fieldstream-runtime", "fieldstream-schemas", "futures", "rumqttc", "rumqttd", "rustix", "rustls", "serde", "serde_json", "tikv-jemallocator", "tokio", "tracing", "tracing-subscriber"],
         tests_use: &["arrow", "async-trait", "criterion", "fieldstream-engine-api", "memchr", "object_store", "rdkafka", "sqlx", "tempfile", "uuid"],
         why: "the command line and its own tests",
     },

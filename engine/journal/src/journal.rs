@@ -242,7 +242,9 @@ impl Append for Journal {
     async fn append(&self, source: &str, decoded: &Decoded, now_us: i64) -> Result<(), AppendError> {
         let context = || "append to the journal".to_owned();
         Self::append(self, source, decoded.clone(), None, now_us).await.map_err(|error| match error {
-            full @ (JournalError::Full { .. } | JournalError::Short(_)) => AppendError::Retry { context: context(), cause: full.to_string() },
+            passing @ (JournalError::Full { .. } | JournalError::Short(_)) => {
+                AppendError::Retry { context: context(), cause: passing.to_string() }
+            }
             other => AppendError::Fatal { context: context(), cause: other.to_string() },
         })
     }

@@ -12,6 +12,7 @@ mod proxy;
 mod readings;
 mod report;
 mod soak;
+mod stall;
 mod worker;
 
 use std::collections::BTreeMap;

@@ -30,15 +30,15 @@ const FILES: f64 = 5.0;
 
 /// One look at the process.
 #[derive(Clone, Copy, Debug)]
-struct Look {
-    minutes: f64,
-    rss_mib: f64,
+pub(super) struct Look {
+    pub(super) minutes: f64,
+    pub(super) rss_mib: f64,
     files: f64,
     received: u64,
-    in_flight: u64,
+    pub(super) in_flight: u64,
 }
 
-fn look(node: &Node, began: Instant) -> Option<Look> {
+pub(super) fn look(node: &Node, began: Instant) -> Option<Look> {
     let process = PathBuf::from("/proc").join(node.id().to_string());
     let status = std::fs::read_to_string(process.join("status")).ok()?;
     let rss: f64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().trim_end_matches(" kB").parse().ok()?;
@@ -49,7 +49,7 @@ fn look(node: &Node, began: Instant) -> Option<Look> {
 }
 
 /// Least squares: growth a minute.
-fn slope(looks: &[Look], pick: impl Fn(&Look) -> f64) -> f64 {
+pub(super) fn slope(looks: &[Look], pick: impl Fn(&Look) -> f64) -> f64 {
     let n = looks.len() as f64;
     let (x, y) = (looks.iter().map(|l| l.minutes).sum::<f64>() / n, looks.iter().map(&pick).sum::<f64>() / n);
     let (mut up, mut along) = (0.0, 0.0);
@@ -60,16 +60,16 @@ fn slope(looks: &[Look], pick: impl Fn(&Look) -> f64) -> f64 {
     if along > 0.0 { up / along } else { 0.0 }
 }
 
-fn mean(looks: &[Look], pick: impl Fn(&Look) -> f64) -> f64 {
+pub(super) fn mean(looks: &[Look], pick: impl Fn(&Look) -> f64) -> f64 {
     looks.iter().map(pick).sum::<f64>() / looks.len().max(1) as f64
 }
 
-fn pipeline(devices: u64, speed: &str, limit: u64) -> String {
+pub(super) fn pipeline(devices: u64, speed: &str, limit: u64) -> String {
     let text = include_str!("soak.yaml").replace("@devices@", &devices.to_string()).replace("@speed@", speed);
     text.replace("@limit@", &limit.to_string())
 }
 
-fn start(dir: &Path, url: &str, text: &str) -> Node {
+pub(super) fn start(dir: &Path, url: &str, text: &str) -> Node {
     std::fs::create_dir_all(dir).expect("a directory");
     let file = dir.join("soak.yaml");
     std::fs::write(&file, text).expect("a file");
