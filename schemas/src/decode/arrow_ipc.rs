@@ -27,7 +27,7 @@ impl IpcReader {
         };
         for batch in &batches {
             for row in 0..batch.num_rows() {
-                let outcome = self.parts(batch, row).and_then(|parts| self.checks.append(&parts, &payload.around, out.columns));
+                let outcome = self.parts(batch, row).and_then(|parts| self.checks.append(&parts.plain(), &payload.around, out.columns));
                 out.accounts.settle(payload, outcome, payload.start, payload.end);
             }
         }

@@ -132,7 +132,7 @@ impl CsvReader {
             parts.tags = Some(Cow::Owned(serde_json::Value::Object(tags).to_string().into_bytes()));
         }
         if !self.wide {
-            let outcome = self.checks.append(&parts, &payload.around, out.columns);
+            let outcome = self.checks.append(&parts.plain(), &payload.around, out.columns);
             return out.accounts.settle(payload, outcome, bytes.start, bytes.end);
         }
         if wide.is_empty() {
@@ -144,7 +144,7 @@ impl CsvReader {
         for (sensor, value) in wide {
             parts.sensor = Some(Cow::Borrowed(sensor));
             parts.value = Some(value);
-            let outcome = self.checks.append(&parts, &payload.around, out.columns);
+            let outcome = self.checks.append(&parts.plain(), &payload.around, out.columns);
             out.accounts.settle(payload, outcome, bytes.start, bytes.end);
         }
     }

@@ -11,6 +11,8 @@ use arrow::error::ArrowError;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
+use super::scan::has_special;
+
 /// Finds and keeps the distinct names of one block.
 ///
 /// Producers send the same names in the same order again and again, so the name that followed the last one before is tried
@@ -22,6 +24,8 @@ struct Interner {
     /// The key that came after each key when it was last seen.
     follower: Vec<u32>,
     last: u32,
+    /// A name holds a character that would be escaped in JSON: then none is told as expected.
+    special: bool,
     table: HashTable<u32>,
     hasher: FixedState,
 }
@@ -42,12 +46,27 @@ impl Interner {
         self.look_up(name)
     }
 
+    /// The name that most likely comes next; it stands in JSON as it is.
+    #[inline]
+    fn expected(&self) -> Option<&[u8]> {
+        let guess = self.follower.get(self.last as usize).copied().unwrap_or(0);
+        self.name(guess).filter(|_| !self.special)
+    }
+
+    /// The key of [`Self::expected`].
+    #[inline]
+    fn expected_key(&mut self) -> u32 {
+        self.last = self.follower.get(self.last as usize).copied().unwrap_or(0);
+        self.last
+    }
+
     fn look_up(&mut self, name: &[u8]) -> u32 {
         let hash = self.hasher.hash_one(name);
         let (bytes, ends) = (&self.bytes, &self.ends);
         let found = self.table.find(hash, |key| name_in(bytes, ends, *key) == Some(name)).copied();
         let key = found.unwrap_or_else(|| {
             let key = self.ends.len() as u32;
+            self.special |= has_special(name);
             self.bytes.extend_from_slice(name);
             self.ends.push(self.bytes.len() as i32);
             self.follower.push(key);
@@ -68,6 +87,7 @@ impl Interner {
         let array = string_array(std::mem::take(&mut self.bytes), std::mem::take(&mut self.ends), None);
         self.follower.clear();
         self.last = 0;
+        self.special = false;
         // A block with many names must not make every later, smaller block clear a big table.
         if self.table.capacity() > 64 + 8 * names {
             self.table = HashTable::new();
@@ -126,6 +146,20 @@ impl NameColumn {
                 self.nulls.append_null();
             }
         }
+    }
+
+    /// The name that most likely comes next, if it stands in JSON as it is.
+    #[inline]
+    pub(super) fn expected(&self) -> Option<&[u8]> {
+        self.names.expected()
+    }
+
+    /// Appends the name that was expected.
+    #[inline]
+    pub(super) fn push_expected(&mut self) {
+        let key = self.names.expected_key();
+        self.keys.push(key);
+        self.nulls.append_non_null();
     }
 
     /// The column; nothing is kept.

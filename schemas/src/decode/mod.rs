@@ -5,12 +5,14 @@ mod config;
 mod csv;
 mod intern;
 mod json;
+mod literal;
 mod object;
 mod output;
 mod parts;
 mod rows;
 pub(crate) mod scan;
 mod senml;
+mod shape;
 mod time;
 
 pub use config::{DecodeConfig, Delimiter, Fields, Format, Part, PayloadLimits, QualityConfig, TimestampUnit, Unknown, ValueForm};
@@ -226,5 +228,7 @@ impl Reader {
 
 #[cfg(test)]
 mod format_tests;
+#[cfg(test)]
+mod shape_tests;
 #[cfg(test)]
 mod tests;

@@ -3,22 +3,26 @@
 use std::borrow::Cow;
 
 use super::config::Fields;
+use super::literal::Literal;
 use super::parts::{Checks, Fault, Parts, Role, Surroundings, Time, time_text};
 use super::rows::{Columns, Value};
-use super::scan::{Cursor, Literal, compact};
+use super::scan::{Cursor, compact};
+use super::shape::Shape;
 use super::time::Times;
 
 /// A member that is known at some depth.
 #[derive(Clone, Debug)]
-struct Member {
-    name: Box<[u8]>,
+pub(super) struct Member {
+    pub(super) name: Box<[u8]>,
     /// `"name":`, the form in which it nearly always stands; empty where the name would need escapes.
     literal: Literal,
-    target: Target,
+    pub(super) target: Target,
 }
 
+/// What a member is.
 #[derive(Clone, Debug)]
-enum Target {
+pub(super) enum Target {
+    /// A part of a reading.
     Leaf(Role),
     /// An object with known members: a path leads through it.
     Inner(Vec<Member>),
@@ -30,6 +34,7 @@ pub(super) struct ObjectReader {
     members: Vec<Member>,
     /// Member number of each key of the last object, in order: the next object most likely has the same keys.
     layout: Vec<Option<usize>>,
+    shape: Shape,
     pub(super) wide: bool,
     keep_unknown: bool,
     times: Times,
@@ -52,7 +57,12 @@ impl ObjectReader {
             }
             insert(&mut members, &steps, *role).map_err(|message| (format!("/fields/{key}"), message))?;
         }
-        Ok(Self { members, layout: Vec::new(), wide, keep_unknown, times: Times::default() })
+        Ok(Self { members, layout: Vec::new(), shape: Shape::default(), wide, keep_unknown, times: Times::default() })
+    }
+
+    #[cfg(test)]
+    pub(super) fn misses(&self) -> u32 {
+        self.shape.misses()
     }
 
     /// Reads the object at `cursor` and appends its row, or rows. `each` is told the fate of every reading, in order; a
@@ -65,6 +75,12 @@ impl ObjectReader {
         columns: &mut Columns,
         mut each: impl FnMut(Result<(), Fault>),
     ) {
+        let start = cursor.at();
+        if !self.wide
+            && let Some(found) = self.shape.read(cursor, checks, &mut self.times, columns)
+        {
+            return each(checks.append(&found, around, columns));
+        }
         let mut found = Found { parts: Parts::default(), seen: 0, wide: Vec::new(), tags: Vec::new() };
         let mut pass = Pass { checks, wide: self.wide, keep_unknown: self.keep_unknown, times: &mut self.times };
         let outcome = pass.root(cursor, &self.members, &mut self.layout, &mut found);
@@ -77,7 +93,11 @@ impl ObjectReader {
             found.parts.tags = Some(Cow::Owned(std::mem::take(&mut found.tags)));
         }
         if !self.wide {
-            return each(checks.append(&found.parts, around, columns));
+            let outcome = checks.append(&found.parts.plain(), around, columns);
+            if outcome.is_ok() {
+                self.shape.learn(cursor.slice(0), start, &self.members, self.keep_unknown);
+            }
+            return each(outcome);
         }
         // A long id would be repeated in every row of the object.
         if found.parts.id.as_ref().is_some_and(|id| id.len() > 256) {
@@ -89,7 +109,7 @@ impl ObjectReader {
         for (sensor, value) in found.wide {
             found.parts.sensor = Some(sensor);
             found.parts.value = Some(value);
-            each(checks.append(&found.parts, around, columns));
+            each(checks.append(&found.parts.plain(), around, columns));
         }
     }
 }

@@ -116,6 +116,45 @@ pub(super) struct Parts<'a> {
     pub(super) stamped: bool,
 }
 
+/// The parts without their allocations, ready to be checked.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plain<'a> {
+    pub(super) id: Option<&'a [u8]>,
+    pub(super) device: Option<&'a [u8]>,
+    pub(super) sensor: Option<&'a [u8]>,
+    pub(super) sensor_type: Option<&'a [u8]>,
+    pub(super) time: Option<Time>,
+    pub(super) value: Option<Value<'a>>,
+    pub(super) unit: Option<&'a [u8]>,
+    pub(super) quality: Option<(Quality, Option<f64>)>,
+    pub(super) tags: Option<&'a [u8]>,
+    pub(super) ingest: Option<i64>,
+    pub(super) stamped: bool,
+    /// Roles whose names are the ones that their columns expect next.
+    pub(super) expected: u16,
+}
+
+impl Parts<'_> {
+    /// What was found, borrowed.
+    #[inline]
+    pub(super) fn plain(&self) -> Plain<'_> {
+        Plain {
+            id: self.id.as_deref(),
+            device: self.device.as_deref(),
+            sensor: self.sensor.as_deref(),
+            sensor_type: self.sensor_type.as_deref(),
+            time: self.time,
+            value: self.value.as_ref().map(Value::as_plain),
+            unit: self.unit.as_deref(),
+            quality: self.quality,
+            tags: self.tags.as_deref(),
+            ingest: self.ingest,
+            stamped: self.stamped,
+            expected: 0,
+        }
+    }
+}
+
 /// What the payload's surroundings say, above what its text says.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Surroundings<'a> {
@@ -168,7 +207,7 @@ impl Checks {
         from_number(number, self.timestamp_unit).map_or(Time::Unreadable, Time::At)
     }
 
-    fn missing(&self, parts: &Parts<'_>) -> Option<Role> {
+    fn missing(&self, parts: &Plain<'_>) -> Option<Role> {
         let of = |role: Role, present: bool| if self.required & role.bit() != 0 && !present { Some(role) } else { None };
         of(Role::Id, parts.id.is_some())
             .or_else(|| of(Role::SensorType, parts.sensor_type.is_some()))
@@ -179,10 +218,10 @@ impl Checks {
 
     /// Appends the row that `parts` make. All `parse` checks come before the timestamp's.
     #[inline]
-    pub(super) fn append(&self, parts: &Parts<'_>, around: &Surroundings<'_>, columns: &mut Columns) -> Result<(), Fault> {
+    pub(super) fn append(&self, parts: &Plain<'_>, around: &Surroundings<'_>, columns: &mut Columns) -> Result<(), Fault> {
         const MISSING: &str = "is missing";
-        let device = around.device.or(parts.device.as_deref()).ok_or(Fault::Part(Role::Device, MISSING))?;
-        let sensor = around.sensor.or(parts.sensor.as_deref()).ok_or(Fault::Part(Role::Sensor, MISSING))?;
+        let device = around.device.or(parts.device).ok_or(Fault::Part(Role::Device, MISSING))?;
+        let sensor = around.sensor.or(parts.sensor).ok_or(Fault::Part(Role::Sensor, MISSING))?;
         let value = parts.value.as_ref().ok_or(Fault::Part(Role::Value, MISSING))?;
         if self.required != 0
             && let Some(role) = self.missing(parts)
@@ -205,18 +244,19 @@ impl Checks {
         let row = Row {
             device,
             sensor,
-            sensor_type: parts.sensor_type.as_deref(),
+            sensor_type: parts.sensor_type,
             ts,
             ingest,
             number,
             text,
             flag,
-            unit: parts.unit.as_deref(),
+            unit: parts.unit,
             quality,
             score,
-            id: parts.id.as_deref(),
-            tags: parts.tags.as_deref(),
+            id: parts.id,
+            tags: parts.tags,
             stamped,
+            expected: parts.expected,
         };
         if columns.push(&row) { Ok(()) } else { Err(Fault::Syntax("the block holds more than 2 GiB of text; send smaller batches")) }
     }

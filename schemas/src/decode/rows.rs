@@ -9,6 +9,7 @@ use arrow::buffer::NullBuffer;
 use arrow::error::ArrowError;
 
 use super::intern::{NameColumn, string_array};
+use super::parts::Role;
 use crate::{Quality, quality, readings_schema};
 
 /// One value, of any kind.
@@ -17,6 +18,17 @@ pub(super) enum Value<'a> {
     Number(f64),
     Text(Cow<'a, [u8]>),
     Flag(bool),
+}
+
+impl Value<'_> {
+    /// The same value, borrowed.
+    pub(super) fn as_plain(&self) -> Value<'_> {
+        match self {
+            Self::Number(number) => Value::Number(*number),
+            Self::Text(text) => Value::Text(Cow::Borrowed(text)),
+            Self::Flag(flag) => Value::Flag(*flag),
+        }
+    }
 }
 
 /// A row that has passed every check. Byte strings are UTF-8.
@@ -36,6 +48,8 @@ pub(super) struct Row<'a> {
     pub(super) id: Option<&'a [u8]>,
     pub(super) tags: Option<&'a [u8]>,
     pub(super) stamped: bool,
+    /// Roles whose names are the ones that their columns expected.
+    pub(super) expected: u16,
 }
 
 impl Row<'_> {
@@ -113,15 +127,15 @@ impl<T: Default> Numbers<T> {
 /// All columns of a block under construction. Names are kept once per block, nothing is kept between blocks.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
-    device: NameColumn,
-    sensor: NameColumn,
-    sensor_type: NameColumn,
+    pub(super) device: NameColumn,
+    pub(super) sensor: NameColumn,
+    pub(super) sensor_type: NameColumn,
     ts: Vec<i64>,
     ingest: Numbers<i64>,
     value: Numbers<f64>,
     text: SparseText,
     flags: Vec<(u32, bool)>,
-    unit: NameColumn,
+    pub(super) unit: NameColumn,
     quality: Vec<u8>,
     score: Numbers<f64>,
     id: SparseText,
@@ -154,9 +168,15 @@ impl Columns {
         }
         self.text_bytes = text_bytes;
         let at = self.ts.len();
-        self.device.push(Some(row.device));
-        self.sensor.push(Some(row.sensor));
-        self.sensor_type.push(row.sensor_type);
+        let names = [
+            (&mut self.device, Some(row.device), Role::Device),
+            (&mut self.sensor, Some(row.sensor), Role::Sensor),
+            (&mut self.sensor_type, row.sensor_type, Role::SensorType),
+            (&mut self.unit, row.unit, Role::Unit),
+        ];
+        for (column, name, role) in names {
+            if row.expected & role.bit() != 0 { column.push_expected() } else { column.push(name) }
+        }
         self.ts.push(row.ts);
         self.ingest.push(row.ingest);
         self.value.push(row.number);
@@ -164,7 +184,6 @@ impl Columns {
         if let Some(flag) = row.flag {
             self.flags.push((at as u32, flag));
         }
-        self.unit.push(row.unit);
         self.quality.push(row.quality as u8);
         self.score.push(row.score);
         self.id.push(at, row.id);

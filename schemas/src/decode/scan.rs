@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::literal::Literal;
+
 /// What is wrong with the text, for a person.
 pub(super) type Scan<T> = Result<T, &'static str>;
 
@@ -34,33 +36,6 @@ impl<'a> Text<'a> {
 pub(super) struct Number<'a> {
     pub(super) raw: &'a [u8],
     pub(super) value: f64,
-}
-
-/// A short text that is looked for again and again.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Literal {
-    text: Box<[u8]>,
-    /// The text as a number, and the bits that count; no bits where it is empty or longer than sixteen bytes.
-    head: u128,
-    mask: u128,
-}
-
-impl Literal {
-    pub(super) fn new(text: Vec<u8>) -> Self {
-        if text.is_empty() || text.len() > 16 {
-            return Self { text: text.into(), head: 0, mask: 0 };
-        }
-        let mut bytes = [0; 16];
-        for (to, from) in bytes.iter_mut().zip(&text) {
-            *to = *from;
-        }
-        let mask = u128::MAX >> (8 * (16 - text.len()));
-        Self { text: text.into(), head: u128::from_le_bytes(bytes), mask }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.text.is_empty()
-    }
 }
 
 /// A place in a text. Positions count from the start of the block, so that spans can be sliced out of it.
@@ -121,6 +96,34 @@ impl<'a> Cursor<'a> {
         }
         self.at = end + 1;
         self.bytes.get(start..end)
+    }
+
+    /// What stands before the next quote, backslash or control character, which stays where it is.
+    #[inline(always)]
+    pub(super) fn until_special(&mut self) -> &'a [u8] {
+        let start = self.at;
+        self.at = special(self.bytes, start);
+        self.slice(start)
+    }
+
+    /// Steps over `text`, which holds no special character, if it stands here before a quote.
+    #[inline(always)]
+    pub(super) fn eat_before_quote(&mut self, text: &[u8]) -> Option<&'a [u8]> {
+        let end = self.at + text.len();
+        let here = self.bytes.get(self.at..end).filter(|here| same(here, text) && self.bytes.get(end) == Some(&b'"'))?;
+        self.at = end;
+        Some(here)
+    }
+
+    /// [`Self::until_special`] where most likely 24 bytes stand: a time in milliseconds. These may hold special characters, which no
+    /// time has.
+    #[inline(always)]
+    pub(super) fn time_or_text(&mut self) -> &'a [u8] {
+        if self.bytes.get(self.at + 24) != Some(&b'"') {
+            return self.until_special();
+        }
+        self.at += 24;
+        self.slice(self.at - 24)
     }
 
     /// Reads a number of up to fifteen digits without exponent. Anything else is left where it is: `None`.
@@ -381,6 +384,21 @@ fn special(bytes: &[u8], mut at: usize) -> usize {
         at += 1;
     }
     at.min(bytes.len())
+}
+
+/// Equality of texts that are short and mostly equal: no call, and two overlapping words where they fit.
+#[inline(always)]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let word = |chunk: &[u8; 8]| u64::from_le_bytes(*chunk);
+    match (a.first_chunk::<8>(), b.first_chunk::<8>(), a.last_chunk::<8>(), b.last_chunk::<8>()) {
+        (Some(a1), Some(b1), Some(a2), Some(b2)) if a.len() <= 16 => word(a1) == word(b1) && word(a2) == word(b2) && a.len() == b.len(),
+        _ => a == b,
+    }
+}
+
+/// True where a text holds a character that no plain string has.
+pub(super) fn has_special(text: &[u8]) -> bool {
+    special(text, 0) < text.len()
 }
 
 /// Copies JSON without the white space between its tokens, so that it stays on one line.

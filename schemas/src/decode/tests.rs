@@ -9,7 +9,7 @@ use crate::time::format_rfc3339;
 use crate::{Readings, quality};
 
 /// One payload per element, offsets 0, 100, 200...
-fn block(payloads: &[&[u8]], ingest_us: Option<i64>) -> PayloadBlock {
+pub(super) fn block(payloads: &[&[u8]], ingest_us: Option<i64>) -> PayloadBlock {
     let mut data = Vec::new();
     let mut entries = Vec::new();
     for (n, payload) in payloads.iter().enumerate() {
@@ -20,7 +20,7 @@ fn block(payloads: &[&[u8]], ingest_us: Option<i64>) -> PayloadBlock {
 }
 
 /// Rows and rejects as text, one a line.
-fn picture(decoded: &Decoded) -> String {
+pub(super) fn picture(decoded: &Decoded) -> String {
     let mut out = String::new();
     let rows = Readings::new(&decoded.rows).unwrap();
     assert_eq!(decoded.rows.num_rows(), decoded.positions.len());

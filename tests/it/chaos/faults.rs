@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::field::Field;
+use super::field::{Disk, Field};
 use super::mqtt_feed::MqttFeed;
 use super::proxy::{Flow, Proxy};
 use super::worker::Worker;
@@ -206,7 +206,8 @@ impl Chaos<'_> {
             waiting.retain(|pipeline| behind.contains(pipeline));
             if Instant::now() >= deadline {
                 let words: Vec<Option<String>> = self.workers.iter().map(|worker| worker.get("/readyz")).collect();
-                panic!("{places:?} did not go on after: {}; {words:?}", fault.name());
+                let disk = self.field.disk.as_ref().map(Disk::usage).unwrap_or_default();
+                panic!("{places:?} did not go on after: {}; {words:?}\n{disk}", fault.name());
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }

@@ -120,6 +120,13 @@ impl Disk {
         }
     }
 
+    /// What lies on it, the largest folders first, for whoever finds it full.
+    pub(crate) fn usage(&self) -> String {
+        let script = "df -k . | tail -1; df -i . | tail -1; du -k --max-depth=4 . | sort -rn | head -30; ls -la . shared";
+        let told = Command::new("sh").args(["-c", script]).current_dir(&self.path).output();
+        told.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+    }
+
     pub(crate) fn free(&self) {
         std::fs::remove_file(self.path.join("ballast")).expect("the ballast is there");
     }
