@@ -182,7 +182,7 @@ async fn parts(store: &CheckpointStore, count: u32, restore: bool) -> Result<Vec
         let generation = store.claim().await?.generation;
         let mut partition = Partition::new(&spec, &key, 0, Arc::new(SystemClock::default())).map_err(|e| anyhow!("{e:?}"))?;
         let restored = store.latest(None).await?;
-        store.adopt(generation, restored.checkpoint.as_ref().map(|c| c.id), 0).await?;
+        store.adopt(generation, &restored.lineage, restored.checkpoint.as_ref().map(|c| c.id), 0).await?;
         if let Some(checkpoint) = &restored.checkpoint {
             partition.restore(checkpoint, false)?;
         }

@@ -75,7 +75,7 @@ async fn write(data: &Path) {
     let mut log = journal.log("passivation", &["readings"]).unwrap();
     let batches = read(&mut log, 0).await;
     let (store, generation, mut partition, _) = own(data, work.path(), &journal).await;
-    store.adopt(generation, None, 0).await.unwrap();
+    store.adopt(generation, &store.lineage().await.unwrap(), None, 0).await.unwrap();
     let (mut layers, mut decided) = (Vec::new(), 0);
     for (number, batch) in (0..STOP).zip(batches) {
         let at = batch.next_offset;
@@ -112,7 +112,7 @@ async fn go_on(data: &Path) -> String {
     partition.restore(&checkpoint, false).unwrap();
     let decisions = store.decisions_from(checkpoint.data.at.next_decision).await.unwrap();
     assert_eq!(decisions.len(), 1, "one comes after the checkpoint");
-    store.adopt(generation, Some(checkpoint.id), checkpoint.data.at.next_decision + 1).await.unwrap();
+    store.adopt(generation, &store.lineage().await.unwrap(), Some(checkpoint.id), checkpoint.data.at.next_decision + 1).await.unwrap();
     partition.set_replay(decisions);
     let mut found = Vec::new();
     lines(&partition.catch_up().unwrap(), &mut found);

@@ -130,7 +130,7 @@ async fn play(crowd: u64, limit: usize, restart: u64, folder: &Path) -> Played {
         (blank, cold)
     };
     let mut generation = store.claim().await.unwrap().generation;
-    store.adopt(generation, None, 0).await.unwrap();
+    store.adopt(generation, &store.lineage().await.unwrap(), None, 0).await.unwrap();
     let mut partition = blank(generation).0;
     let mut played = Played { lines: Vec::new(), most_active: 0, passivated: 0, most_layers: 0 };
     let (mut layers, mut kind, mut saved) = (Vec::new(), SnapshotKind::Whole, None);
@@ -161,7 +161,7 @@ async fn play(crowd: u64, limit: usize, restart: u64, folder: &Path) -> Played {
             layers = restored.layers;
             played.most_layers = played.most_layers.max(layers.len());
             partition.restore(&restored.checkpoint.unwrap(), false).unwrap();
-            store.adopt(generation, saved, 0).await.unwrap();
+            store.adopt(generation, &store.lineage().await.unwrap(), saved, 0).await.unwrap();
         }
     }
     lines(&[partition.decide(&end_of_input(BATCHES * ROWS)).unwrap()], &mut played.lines);

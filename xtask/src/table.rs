@@ -30,7 +30,7 @@ pub(crate) const ROOMS: &[Room] = &[
     Room {
         package: "fieldstream-schemas",
         uses: &["arrow", "base64", "bytes", "csv", "fast-float2", "foldhash", "hashbrown", "memchr", "schemars", "serde", "serde_json", "thiserror", "uuid"],
-        tests_use: &["expect-test", "proptest"],
+        tests_use: &["arrow", "expect-test", "proptest"],
         why: "what data looks like: no I/O, no clients, no operators",
     },
     Room {

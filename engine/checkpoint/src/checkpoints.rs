@@ -21,6 +21,8 @@ const READS: usize = 4;
 /// The newest readable checkpoint.
 #[derive(Debug)]
 pub struct Restored {
+    /// The owners that counted when it was looked for.
+    pub lineage: Lineage,
     /// `None` when there never was one: start from the log's beginning.
     pub checkpoint: Option<Checkpoint>,
     /// Its layers, oldest first: what the next delta lies over.
@@ -71,7 +73,7 @@ impl PartitionStore {
                     let regular: Vec<CheckpointId> = names[..index].iter().copied().filter(|id| !savepoints.contains_key(id)).collect();
                     let mut kept = self.positions(&regular).await;
                     kept.push((*id, data.at));
-                    return Ok(Restored { checkpoint: Some(Checkpoint { id: *id, data }), layers, kept, accept_gap, notes });
+                    return Ok(Restored { lineage, checkpoint: Some(Checkpoint { id: *id, data }), layers, kept, accept_gap, notes });
                 }
                 Err(error @ StoreError::Damaged { .. }) => {
                     tracing::error!(partition = %self.key, checkpoint = %id, %error, "checkpoint is damaged, trying the one before it");
@@ -82,7 +84,7 @@ impl PartitionStore {
             }
         }
         match damaged {
-            None => Ok(Restored { checkpoint: None, layers: Vec::new(), kept: Vec::new(), accept_gap, notes }),
+            None => Ok(Restored { lineage, checkpoint: None, layers: Vec::new(), kept: Vec::new(), accept_gap, notes }),
             Some(newest) => Err(StoreError::NoneReadable { partition: self.key.to_string(), count: names.len(), newest }),
         }
     }

@@ -57,9 +57,10 @@ pub(crate) struct Adoption {
     pub(crate) decisions_below: u64,
 }
 
-/// The owners that count, newest first: the newest adoption, the one it builds on, and so on.
+/// The owners that count, newest first: the newest adoption, the one it builds on, and so on. All that a new owner takes over must be
+/// seen with one and the same lineage: an owner that was overtaken may still write its record meanwhile.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Lineage(Vec<Adoption>);
+pub struct Lineage(Vec<Adoption>);
 
 impl Lineage {
     pub(crate) fn of(mut adoptions: Vec<Adoption>) -> Self {

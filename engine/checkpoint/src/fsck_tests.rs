@@ -35,7 +35,7 @@ fn data(at: u64, names: &[&str], gone: Option<&[&str]>) -> CheckpointData {
 async fn filled(dir: &TempDir) -> (PartitionStore, Generation) {
     let store = CheckpointStore::open(dir.path()).await.unwrap().partition(&key());
     let generation = store.claim().await.unwrap().generation;
-    store.adopt(generation, None, 0).await.unwrap();
+    store.adopt(generation, &store.lineage().await.unwrap(), None, 0).await.unwrap();
     let mut layers = Vec::new();
     for n in 0..4 {
         let decision = Decision { position: Position::new(n * 10, 0), kind: "tick".into(), payload: serde_json::Value::Null };
@@ -104,7 +104,7 @@ async fn start(store: &PartitionStore) -> Result<(u64, usize), StoreError> {
     let restored = store.latest(None).await?;
     let at = restored.checkpoint.as_ref().map(|c| c.data.at).unwrap_or_default();
     let decisions = store.decisions_from(at.next_decision).await?;
-    store.adopt(generation, restored.checkpoint.map(|c| c.id), at.next_decision + decisions.len() as u64).await?;
+    store.adopt(generation, &restored.lineage, restored.checkpoint.map(|c| c.id), at.next_decision + decisions.len() as u64).await?;
     store
         .append_decision(
             generation,

@@ -149,7 +149,7 @@ async fn play(ops: Vec<Op>) {
     let key = PartitionKey { pipeline: "p".into(), log_id: LogId("l".into()), partition: 0 };
     let store = CheckpointStore::open_remote(Arc::new(InMemory::new())).await.unwrap().partition(&key);
     let mut generation = store.claim().await.unwrap().generation;
-    store.adopt(generation, None, 0).await.unwrap();
+    store.adopt(generation, &store.lineage().await.unwrap(), None, 0).await.unwrap();
     let (mut player, mut number) = (Player::default(), 0);
     for op in ops.into_iter().chain([Op::Snapshot { kept: true, whole: false }, Op::Prune, Op::Restore]) {
         match op {
@@ -172,7 +172,7 @@ async fn play(ops: Vec<Op>) {
                 generation = store.claim().await.unwrap().generation;
                 let restored = store.latest(None).await.unwrap();
                 assert!(restored.notes.is_empty(), "{:?}", restored.notes);
-                store.adopt(generation, restored.checkpoint.as_ref().map(|c| c.id), 0).await.unwrap();
+                store.adopt(generation, &store.lineage().await.unwrap(), restored.checkpoint.as_ref().map(|c| c.id), 0).await.unwrap();
                 match restored.checkpoint {
                     Some(checkpoint) => player.restored(&checkpoint.data, restored.layers),
                     None => player = Player::default(),

@@ -24,7 +24,7 @@ pub mod store;
 pub mod tables;
 
 pub use checkpoints::Restored;
-pub use decisions::Decision;
+pub use decisions::{Decision, Lineage};
 pub use error::StoreError;
 pub use location::Location;
 pub use progress::{Action, Fact, Progress};

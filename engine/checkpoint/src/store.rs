@@ -15,7 +15,7 @@
 //! | `restores/<p>/<number>` | the checkpoint that the next start is to begin from |
 //!
 //! Take-over: [`PartitionStore::claim`], fence all sinks and read their marks, [`PartitionStore::latest`],
-//! [`PartitionStore::decisions_from`] the checkpoint's next decision, [`PartitionStore::adopt`], restore, seek.
+//! [`PartitionStore::decisions_in`] the same lineage from the checkpoint's next decision on, [`PartitionStore::adopt`], restore, seek.
 
 use std::path::Path as FsPath;
 use std::sync::Arc;
@@ -226,24 +226,35 @@ impl PartitionStore {
         if owner > generation { Err(StoreError::Fenced { partition: self.key.to_string(), owner }) } else { Ok(()) }
     }
 
-    pub(crate) async fn lineage(&self) -> Result<Lineage, StoreError> {
+    /// The owners that count now.
+    ///
+    /// # Errors
+    /// If the store fails or a record is damaged.
+    pub async fn lineage(&self) -> Result<Lineage, StoreError> {
         let keys: Vec<Path> = self.generations("adoptions").await?.iter().map(|g| self.at("adoptions", &padded(*g))).collect();
         let read = stream::iter(keys).map(|key| async move { self.read::<Adoption>(&key).await }).buffered(READS);
         let found: Vec<Option<Adoption>> = read.try_collect().await?;
         Ok(Lineage::of(found.into_iter().flatten().collect()))
     }
 
-    /// Writes what this owner takes over: the checkpoint it starts from and the decisions below `decisions_below`. Must be
-    /// durable before its first decision and its first checkpoint, and follows the fencing of all sinks.
+    /// Writes what this owner takes over: the checkpoint it starts from and the decisions below `decisions_below`, both as `lineage`
+    /// shows them, which was read after all sinks had been fenced. Must be durable before its first decision and its first checkpoint.
     ///
     /// # Errors
     /// [`StoreError::Fenced`] when a newer owner has claimed or adopted the partition.
-    pub async fn adopt(&self, generation: Generation, checkpoint: Option<CheckpointId>, decisions_below: u64) -> Result<(), StoreError> {
+    pub async fn adopt(
+        &self,
+        generation: Generation,
+        lineage: &Lineage,
+        checkpoint: Option<CheckpointId>,
+        decisions_below: u64,
+    ) -> Result<(), StoreError> {
         self.check_owner(generation).await?;
-        let previous = self.lineage().await?.newest();
-        if let Some(owner) = previous.filter(|p| *p >= generation) {
+        if let Some(owner) = self.lineage().await?.newest().filter(|newest| *newest >= generation) {
             return Err(StoreError::Fenced { partition: self.key.to_string(), owner });
         }
+        // Not the newest record of now: one that came since was written by an owner that we had overtaken.
+        let previous = lineage.newest();
         let key = self.at("adoptions", &padded(generation));
         self.objects.create(&key, seal(&key, &Adoption { generation, previous, checkpoint, decisions_below })?).await
     }
@@ -263,7 +274,14 @@ impl PartitionStore {
     /// # Errors
     /// [`StoreError::Damaged`] when one cannot be read or is missing: replay without it would not be the same.
     pub async fn decisions_from(&self, first: u64) -> Result<Vec<Decision>, StoreError> {
-        let lineage = self.lineage().await?;
+        self.decisions_in(&self.lineage().await?, first).await
+    }
+
+    /// [`Self::decisions_from`] as `lineage` shows them.
+    ///
+    /// # Errors
+    /// As [`Self::decisions_from`].
+    pub async fn decisions_in(&self, lineage: &Lineage, first: u64) -> Result<Vec<Decision>, StoreError> {
         let mut keys: Vec<(u64, Path)> = Vec::new();
         for key in self.objects.list(&self.folder("decisions")).await? {
             if let Some((generation, number)) = numbered(&key)

@@ -44,7 +44,7 @@ async fn open(dir: &TempDir) -> PartitionStore {
 /// A first owner with an adoption record.
 async fn owner(store: &PartitionStore) -> Generation {
     let claim = store.claim().await.unwrap();
-    store.adopt(claim.generation, None, 0).await.unwrap();
+    store.adopt(claim.generation, &store.lineage().await.unwrap(), None, 0).await.unwrap();
     claim.generation
 }
 
@@ -139,7 +139,10 @@ async fn unclean_restarts_from_one_checkpoint_are_counted() {
     for step in 0..6 {
         let claim = store.claim().await.unwrap();
         seen.push(claim.restarts);
-        store.adopt(claim.generation, store.latest(None).await.unwrap().checkpoint.map(|c| c.id), 0).await.unwrap();
+        store
+            .adopt(claim.generation, &store.lineage().await.unwrap(), store.latest(None).await.unwrap().checkpoint.map(|c| c.id), 0)
+            .await
+            .unwrap();
         match step {
             2 => drop(store.save(claim.generation, 0, &data(5, 0)).await.unwrap()),
             4 => store.release(claim.generation).await.unwrap(),
@@ -205,7 +208,7 @@ async fn what_an_overtaken_owner_writes_is_void() {
     let new = store.claim().await.unwrap().generation;
     let accepted = store.decisions_from(1).await.unwrap();
     assert_eq!(accepted.len(), 2);
-    store.adopt(new, Some(first), 3).await.unwrap();
+    store.adopt(new, &store.lineage().await.unwrap(), Some(first), 3).await.unwrap();
     // The old owner does not know yet.
     store.append_decision(old, 3, &decision(3, "zombie")).await.unwrap();
     store.save(old, 1, &data(99, 4)).await.unwrap();
@@ -214,7 +217,7 @@ async fn what_an_overtaken_owner_writes_is_void() {
     let kinds: Vec<String> = store.decisions_from(1).await.unwrap().into_iter().map(|d| d.kind).collect();
     assert_eq!(kinds, ["old", "old", "new"]);
     assert!(matches!(store.prune(old, 1).await, Err(StoreError::Fenced { .. })));
-    assert!(matches!(store.adopt(old, None, 0).await, Err(StoreError::Fenced { .. })));
+    assert!(matches!(store.adopt(old, &store.lineage().await.unwrap(), None, 0).await, Err(StoreError::Fenced { .. })));
 }
 
 #[tokio::test]
@@ -251,7 +254,7 @@ async fn pruning_keeps_what_the_kept_checkpoints_need() {
     drop(stray);
     let restored = store.latest(None).await.unwrap();
     let new = store.claim().await.unwrap().generation;
-    store.adopt(new, restored.checkpoint.map(|c| c.id), 6).await.unwrap();
+    store.adopt(new, &store.lineage().await.unwrap(), restored.checkpoint.map(|c| c.id), 6).await.unwrap();
     store.save(new, 0, &data(60, 6)).await.unwrap();
     let pending = store.write(new, 1, &data(70, 6), &[]).await.unwrap();
     store.prune(new, 3).await.unwrap();

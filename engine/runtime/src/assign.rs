@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldstream_checkpoint::cold::ColdStore;
-use fieldstream_checkpoint::{CheckpointData, Decision, Layer, PartitionStore, PendingCheckpoint, Progress, Restored};
+use fieldstream_checkpoint::{CheckpointData, Decision, Layer, PartitionStore, PendingCheckpoint, Progress, Restored, StoreError};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark, PartitionKey, Position};
 use tokio::sync::oneshot;
 
@@ -114,6 +114,14 @@ impl Owned {
     }
 }
 
+/// What was read. What a newer owner deletes looks damaged to the one it has overtaken.
+pub(crate) async fn or_overtaken<T>(store: &PartitionStore, generation: Generation, read: Result<T, StoreError>) -> Result<T, StoreError> {
+    match read {
+        Err(error) => Err(store.check_owner(generation).await.err().unwrap_or(error)),
+        read => read,
+    }
+}
+
 impl Coordinator<'_> {
     pub(crate) async fn assign(&mut self, mut assignment: Assignment) -> Result<(), PipelineError> {
         let partition = assignment.partition;
@@ -186,11 +194,7 @@ impl Coordinator<'_> {
     async fn newest(&self, store: &PartitionStore, generation: Generation) -> Result<(ColdStore, Restored), PipelineError> {
         let folder = store.cold_folder(&self.engine.options.data_dir.join("cold"), generation)?;
         let cold = ColdStore::create(&folder, &format!("{:020}", generation.0))?;
-        let restored = match store.latest(Some(&folder)).await {
-            // What a newer owner deletes looks damaged to the one it has overtaken.
-            Err(error) => return Err(store.check_owner(generation).await.err().unwrap_or(error).into()),
-            restored => restored?,
-        };
+        let restored = or_overtaken(store, generation, store.latest(Some(&folder)).await).await?;
         restored.notes.iter().for_each(|note| tracing::error!(partition = %store.key(), "{note}"));
         Ok((cold, restored))
     }

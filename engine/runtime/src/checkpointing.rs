@@ -24,6 +24,16 @@ impl Coordinator<'_> {
         partitions.into_iter().for_each(|partition| self.progress(partition, fact(partition)));
     }
 
+    /// The interval is over.
+    pub(crate) fn checkpoints_due(&mut self) {
+        self.all_progress(|_| Fact::SnapshotDue);
+        // Once after each take-over also where no checkpoint is made, since sinks may wait for the very room that earlier owners' take.
+        let (now, grace) = (self.engine.clock.monotonic(), self.engine.options.prune_grace);
+        let left = self.owned.iter().filter(|(_, owned)| now >= owned.claimed + grace && owned.pruned < owned.claimed + grace);
+        let left: Vec<u32> = left.map(|(partition, _)| *partition).collect();
+        left.into_iter().for_each(|partition| self.prune(partition, self.spec.checkpoint.keep));
+    }
+
     /// Tells a partition's protocol a fact and starts what it asks for.
     pub(crate) fn progress(&mut self, partition: u32, fact: Fact) {
         let Some(owned) = self.owned.get_mut(&partition) else { return };
@@ -101,7 +111,7 @@ impl Coordinator<'_> {
 
     /// The disk is full, and no checkpoint will be stored after which old ones go: they go now. An overtaken owner that still reads
     /// one of them learns that it has been overtaken.
-    fn make_room(&mut self, partition: u32) {
+    pub(crate) fn make_room(&mut self, partition: u32) {
         let now = self.engine.clock.monotonic();
         if self.owned.get(&partition).is_some_and(|owned| now.saturating_sub(owned.pruned) >= ROOM_AGAIN) {
             self.prune(partition, self.spec.checkpoint.keep);

@@ -3,6 +3,7 @@
 use fieldstream_checkpoint::{Decision, PartitionStore, Restored};
 use fieldstream_engine_api::{Assignment, Committed, Generation, LogError, Mark};
 
+use crate::assign::or_overtaken;
 use crate::decisions::{self, Gap, gap_of};
 use crate::error::PipelineError;
 use crate::pipeline::Coordinator;
@@ -100,11 +101,11 @@ impl Coordinator<'_> {
         start: Mark,
         wanted: Wanted,
     ) -> Result<Vec<Decision>, PipelineError> {
-        let mut decisions = store.decisions_from(start.next_decision).await?;
+        let mut decisions = or_overtaken(store, generation, store.decisions_in(&restored.lineage, start.next_decision).await).await?;
         let accepted = restored.accept_gap || self.engine.options.accept_gap;
         let gap = gap(assignment, wanted, &decisions, accepted)?;
         let decided = start.next_decision + decisions.len() as u64;
-        store.adopt(generation, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
+        store.adopt(generation, &restored.lineage, restored.checkpoint.as_ref().map(|c| c.id), decided).await?;
         if let Some(gap) = gap {
             let Gap { from, to, payloads, .. } = gap;
             tracing::error!(
@@ -138,6 +139,7 @@ fn gap(assignment: &Assignment, wanted: Wanted, decisions: &[Decision], accepted
 
 #[cfg(test)]
 mod tests {
+    use fieldstream_checkpoint::Lineage;
     use fieldstream_engine_api::{LogId, PartitionKey};
 
     use super::*;
@@ -161,7 +163,14 @@ mod tests {
         let at = |next_offset| Mark { next_offset, next_decision: 0 };
         let partition = PartitionKey { pipeline: "p".into(), log_id: LogId("l".into()), partition: 0 };
         let stored = |offset| Some(Committed { partition: partition.clone(), mark: at(offset), delivered: 0, refused: 0 });
-        let none = Restored { checkpoint: None, layers: Vec::new(), kept: Vec::new(), accept_gap: false, notes: Vec::new() };
+        let none = Restored {
+            lineage: Lineage::default(),
+            checkpoint: None,
+            layers: Vec::new(),
+            kept: Vec::new(),
+            accept_gap: false,
+            notes: Vec::new(),
+        };
         let wanted = |begin, marks: &[Option<Committed>]| Wanted::new(&none, at(begin), marks, Vec::new()).from;
         assert_eq!(wanted(700, &[None, None]), 700, "nothing was ever stored: it begins where the log does");
         assert_eq!(wanted(700, &[stored(500), None, stored(900)]), 500, "500 to 700 are nowhere");

@@ -157,7 +157,7 @@ impl Coordinator<'_> {
                 () = clock.sleep(drain_left.unwrap_or_default()), if drain_left.is_some() => {
                     return Err(PipelineError::DrainDeadline(self.engine.options.drain_deadline));
                 }
-                () = checkpoints.next(&*clock), if !self.on_trial() => self.all_progress(|_| Fact::SnapshotDue),
+                () = checkpoints.next(&*clock), if !self.on_trial() => self.checkpoints_due(),
                 event = self.events.recv() => self.on_event(event.ok_or(PipelineError::Gone("the event channel"))?).await?,
                 () = silence.next(&*clock), if !self.finite && !self.draining && self.spec.time.idle_after.is_some() => self.silent_ticks().await?,
                 () = hurry.next(&*clock), if self.must_hurry() => self.all_progress(|_| Fact::RoomWanted),
@@ -325,6 +325,7 @@ impl Coordinator<'_> {
                 // A tick that was not made has not happened. Time goes on at the next one.
                 Err(PipelineError::Store(StoreError::Full { context, cause })) => {
                     tracing::warn!(pipeline = %self.spec.name, partition, "time stands still, the disk is full: {context}: {cause}");
+                    self.make_room(partition);
                 }
                 other => other?,
             }
