@@ -300,7 +300,8 @@ fn killed_again_and_again_it_resumes_from_checkpoints_in_a_bucket() {
 
 #[test]
 fn stopped_by_sigterm_it_drains_and_resumes() {
-    let mut job = Job::new(300, 240, 12);
+    // Long enough that the signal finds it in the middle.
+    let mut job = Job::new(300, 1200, 12);
     job.pipeline = with_checkpoints_every("10s", job.dir.path());
     let mut node = Node::start(job.command(), "sensor-alerts", job.dir.path());
     eventually("the first rows", || (node.ended() || job.written() > 0).then_some(()));
