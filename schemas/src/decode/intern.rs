@@ -36,9 +36,15 @@ impl Interner {
         name_in(&self.bytes, &self.ends, key)
     }
 
+    /// Key of the name that followed the last one before.
+    #[inline]
+    fn guess(&self) -> u32 {
+        self.follower.get(self.last as usize).copied().unwrap_or(0)
+    }
+
     #[inline]
     fn key(&mut self, name: &[u8]) -> u32 {
-        let guess = self.follower.get(self.last as usize).copied().unwrap_or(0);
+        let guess = self.guess();
         if self.name(guess) == Some(name) {
             self.last = guess;
             return guess;
@@ -49,14 +55,13 @@ impl Interner {
     /// The name that most likely comes next; it stands in JSON as it is.
     #[inline]
     fn expected(&self) -> Option<&[u8]> {
-        let guess = self.follower.get(self.last as usize).copied().unwrap_or(0);
-        self.name(guess).filter(|_| !self.special)
+        self.name(self.guess()).filter(|_| !self.special)
     }
 
     /// The key of [`Self::expected`].
     #[inline]
     fn expected_key(&mut self) -> u32 {
-        self.last = self.follower.get(self.last as usize).copied().unwrap_or(0);
+        self.last = self.guess();
         self.last
     }
 
